@@ -1,0 +1,46 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or 3.12 and no GPU: both make the environment first.
+PYTHON ?= python3
+# The releases that the default test suite runs the overlay against, besides the one in the environment.
+RELEASES := 0.5.10.post1 0.5.12.post1 0.5.23
+
+.PHONY: help venv releases demo serve test lint lock clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       serve a tiny model with the real sglang on a simulated MI300X and check its answers"
+	@echo "make serve      the same server, left up in the foreground"
+	@echo "make test       the whole test suite"
+	@echo "make lint       ruff and mypy"
+	@echo "make lock       resolve requirements/*.in into requirements/*.txt again"
+	@echo "make clean      remove checkpoints, logs and caches"
+	@echo "make distclean  remove the environment and the fetched releases as well"
+
+venv:
+	@$(PYTHON) -m demo.provision
+
+releases:
+	@$(PYTHON) -m demo.provision $(addprefix --release ,$(RELEASES))
+
+demo: venv
+	@.venv/bin/python -m demo
+
+serve: venv
+	@.venv/bin/python -m demo --serve
+
+test: releases
+	.venv/bin/python -m pytest
+
+lint: venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+lock:
+	@$(PYTHON) -m demo.lock
+
+clean:
+	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -not -path './.venv/*' -not -path './.releases/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .releases

@@ -1,0 +1,94 @@
+"""Typed switches. Every one is an environment variable; the command line sets the same variable.
+
+A value a switch cannot take is an error that names it, never a default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from overlay.errors import MalformedSwitchError, OverlayError
+
+PREFIX = "AMD_SGLANG_"
+
+T = TypeVar("T", covariant=True)
+
+
+@dataclass(frozen=True)
+class Gate(Generic[T]):
+    """One switch: `name` is the variable, `default` holds when it is unset or empty. `parse` turns its text into a
+    value, or raises ValueError with what was expected."""
+
+    name: str
+    help: str
+    default: T
+    parse: Callable[[str], T]
+
+    def read(self, environ: Mapping[str, str]) -> T:
+        text = environ.get(self.name, "")
+        if not text:
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise MalformedSwitchError(self.name, text, str(error)) from None
+
+
+def boolean(text: str) -> bool:
+    words = {"1": True, "true": True, "0": False, "false": False}
+    if text.lower() not in words:
+        raise ValueError("1, 0, true or false")
+    return words[text.lower()]
+
+
+PATCH_ID = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
+
+
+def id_list(text: str) -> tuple[str, ...]:
+    ids = tuple(part.strip() for part in text.split(","))
+    if any(not PATCH_ID.fullmatch(one) for one in ids):
+        raise ValueError("patch ids separated by commas")
+    return ids
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A word out of a fixed set."""
+
+    words: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        if text not in self.words:
+            raise ValueError("one of " + ", ".join(self.words))
+        return text
+
+
+OVERLAY = Gate(f"{PREFIX}OVERLAY", "set by the launcher: this process tree asked for the overlay", False, boolean)
+STRICT = Gate(f"{PREFIX}STRICT", "never serve with a patch that was planned and could not be applied", False, boolean)
+ENABLE = Gate[tuple[str, ...]](f"{PREFIX}ENABLE", "patch ids to switch on, separated by commas", (), id_list)
+DISABLE = Gate[tuple[str, ...]](f"{PREFIX}DISABLE", "patch ids to switch off, separated by commas", (), id_list)
+RUN_DIR = Gate(f"{PREFIX}RUN_DIR", "folder of the per-process status files", "", str)
+SIMULATE = Gate(f"{PREFIX}SIMULATE", "simulate this gfx architecture on the CPU", "", str)
+SIMULATE_AITER = Gate(f"{PREFIX}SIMULATE_AITER", "aiter version the simulation answers as", "auto", str)
+
+#: Handed from the launcher to its children. Not switches: nobody sets them by hand.
+HANDOVER = (f"{PREFIX}PREFIX", f"{PREFIX}PYTHON", f"{PREFIX}PLAN", f"{PREFIX}RUN")
+
+SWITCHES: tuple[Gate[object], ...] = (OVERLAY, STRICT, ENABLE, DISABLE, RUN_DIR, SIMULATE, SIMULATE_AITER)
+
+
+def check(environ: Mapping[str, str], patch_gates: tuple[Gate[object], ...]) -> None:
+    """Raise for a switch with a value it cannot take, and for a variable of ours that nothing reads: a typing error
+    there would otherwise go unnoticed."""
+    for gate in (*SWITCHES, *patch_gates):
+        gate.read(environ)
+    known = {gate.name for gate in (*SWITCHES, *patch_gates)} | set(HANDOVER)
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
+            raise OverlayError(f"the environment sets {name}, which is not a switch of amd-sglang. {hint}")

@@ -1,0 +1,102 @@
+"""What accelerator stack this is, read from files: no torch, no driver call."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlay import gates
+
+KINDS = ("rocm", "cuda", "cpu")
+_KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """`kind` is what the installed torch was built for; `arch` the gfx name of the first GPU; `aiter` and `vllm` the
+    versions found, None where absent; `simulated` is true where none of it is real."""
+
+    kind: str
+    arch: str | None = None
+    aiter: str | None = None
+    vllm: str | None = None
+    simulated: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "kind": self.kind,
+            "arch": self.arch,
+            "aiter": self.aiter,
+            "vllm": self.vllm,
+            "simulated": self.simulated,
+        }
+
+    def __str__(self) -> str:
+        name = " ".join(filter(None, (self.kind, self.arch)))
+        return f"{name} SIMULATED on CPU" if self.simulated else name
+
+
+def detect(environ: Mapping[str, str]) -> Platform:
+    """The platform of this environment, or the simulated one it asks for."""
+    arch = gates.SIMULATE.read(environ)
+    if arch:
+        from overlay.simulate.settings import arch_named, simulated_aiter
+
+        return Platform("rocm", arch_named(arch).name, aiter=simulated_aiter(environ), simulated=True)
+    return Platform(_torch_kind(), _first_gpu(_KFD_NODES), _aiter_version(), _distribution("vllm"))
+
+
+def _torch_kind() -> str:
+    """rocm, cuda or cpu, by the constants that torch's build wrote into torch/version.py; "none" without torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return "none"
+    try:
+        module = ast.parse((Path(spec.submodule_search_locations[0]) / "version.py").read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return "none"
+    built_for: dict[str, object] = {}
+    for statement in module.body:
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(statement.value, ast.Constant):
+            continue
+        for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+            if isinstance(target, ast.Name):
+                built_for[target.id] = statement.value.value
+    if built_for.get("hip"):
+        return "rocm"
+    return "cuda" if built_for.get("cuda") else "cpu"
+
+
+def _first_gpu(nodes: Path) -> str | None:
+    """The gfx name of the first GPU the amdgpu driver lists: gfx_target_version is major*10000 + minor*100 + step,
+    and the name spells minor and step in hexadecimal (90402 -> gfx942, 90010 -> gfx90a)."""
+    numbered = [path for path in nodes.glob("*/properties") if path.parent.name.isdecimal()]
+    for properties in sorted(numbered, key=lambda path: int(path.parent.name)):
+        try:
+            found = re.search(r"^gfx_target_version (\d+)$", properties.read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if found and int(found[1]):
+            major, minor, step = int(found[1]) // 10000, int(found[1]) // 100 % 100, int(found[1]) % 100
+            return f"gfx{major}{minor:x}{step:x}"
+    return None
+
+
+def _aiter_version() -> str | None:
+    """AMD's aiter only: PyPI's distribution `aiter` is an unrelated asyncio package of the same import name."""
+    spec = importlib.util.find_spec("aiter")
+    if spec is None or spec.origin is None or not (Path(spec.origin).parent / "ops").is_dir():
+        return None
+    return _distribution("amd-aiter") or "unknown"
+
+
+def _distribution(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

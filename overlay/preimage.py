@@ -1,0 +1,62 @@
+"""Proof that a live function is the source that was fingerprinted.
+
+The chain: the plan's digest was taken from a file; the file is read again and must give the same digest; it is
+compiled, and the code object found at the slot's name must equal the code of the function that the slot holds. A
+function that another overlay, a plugin or an instrumenting loader put there cannot pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType, FunctionType, ModuleType
+
+from overlay import fingerprint
+from overlay.install import describe_owner
+from overlay.model import ABSENT, Slot
+
+
+class Proof:
+    """The source of one executed module, compared with what its slots hold."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._file = str(module.__file__)
+        with open(self._file, "rb") as stream:
+            source = stream.read()
+        tree = fingerprint.parse(source)
+        if tree is None:
+            raise SyntaxError(f"{self._file} ran and does not parse any more: it was changed while being imported")
+        self._tree = tree
+        self._code = compile(source, self._file, "exec", dont_inherit=True)
+
+    def objection(self, slot: Slot, held: object, observed: str) -> str | None:
+        """Why `held` is not the code whose digest `observed` the plan recorded, or None if it is."""
+        now = fingerprint.observe(self._tree, slot.qualname)
+        if now != observed:
+            return f"changed on disk since the plan was made ({observed} is now {now} in {self._file})"
+        return self.foreign(slot, held)
+
+    def foreign(self, slot: Slot, held: object) -> str | None:
+        """Why `held` is not what this module's own source defines at the slot, or None if it is."""
+        source = fingerprint.observe(self._tree, slot.qualname)
+        if source == ABSENT:
+            return None if held is None else f"is absent in the source and holds {describe_owner(held)}"
+        if source.startswith(fingerprint.IMPORT):
+            module, _, name = source.removeprefix(fingerprint.IMPORT).rpartition(".")
+            imported = getattr(sys.modules.get(module), name, None)
+            return None if held is imported is not None else f"holds {describe_owner(held)}, not {module}.{name}"
+        # type(), not isinstance(): a wrapt proxy claims the class of what it wraps.
+        function = held.__func__ if isinstance(held, staticmethod | classmethod) else held
+        if type(function) is FunctionType and function.__code__ == _find(self._code, slot.qualname):
+            return None
+        return f"holds {describe_owner(held)}, which is not the function in {self._file}"
+
+
+def _find(module: CodeType, qualname: str) -> CodeType | None:
+    """The code object nested in a module's code at a qualified name."""
+    code = module
+    for part in qualname.split("."):
+        inner = [c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == part]
+        if len(inner) != 1:
+            return None
+        code = inner[0]
+    return code

@@ -1,0 +1,86 @@
+"""The ordered set of patches, checked once for contradictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+import overlay
+from overlay.errors import OverlayError, RegistryError, UnknownPatchError
+from overlay.gates import PATCH_ID, Gate
+from overlay.model import Patch, Slot
+
+
+class Registry:
+    """Patches in the order in which they are decided and applied."""
+
+    def __init__(self, patches: Iterable[Patch]) -> None:
+        self._patches = {patch.id: patch for patch in _validated(tuple(patches))}
+
+    def __iter__(self) -> Iterator[Patch]:
+        return iter(self._patches.values())
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._patches)
+
+    @property
+    def gates(self) -> tuple[Gate[object], ...]:
+        return tuple(gate for patch in self for gate in patch.gates)
+
+    def get(self, patch_id: str, place: str) -> Patch:
+        """The patch of that id; `place` is where the user wrote it, for the error."""
+        try:
+            return self._patches[patch_id]
+        except KeyError:
+            raise UnknownPatchError(patch_id, place, self.ids) from None
+
+
+def builtin() -> Registry:
+    """The patches this distribution ships."""
+    import patches
+
+    own = Path(overlay.__file__).parent.parent / "patches"
+    found = Path(str(patches.__file__)).parent
+    if found.resolve() != own.resolve():
+        raise OverlayError(
+            f"`import patches` finds {found}, not the overlay's own {own}: it comes first on the path. "
+            "Rename that folder, or start from another directory."
+        )
+    return Registry(patches.PATCHES)
+
+
+def _validated(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
+    seen: set[str] = set()
+    filled: dict[Slot, list[Patch]] = {}
+    for patch in patches:
+        if patch.id in seen:
+            raise RegistryError(f"two patches have the id {patch.id}")
+        if not PATCH_ID.fullmatch(patch.id):
+            raise RegistryError(f"{patch.id!r} is no id that a switch could name")
+        late = [other for other in patch.requires if other not in seen]
+        if late:
+            raise RegistryError(f"{patch.id} requires {', '.join(late)}, which must stand before it")
+        try:
+            SpecifierSet(patch.versions)
+        except InvalidSpecifier:
+            raise RegistryError(f"{patch.id} has a malformed version range {patch.versions!r}") from None
+        if "<" not in patch.versions:
+            raise RegistryError(f"{patch.id} has no upper version bound: a release nobody has read may differ")
+        for slot in {target.slot for variant in patch.variants for target in variant.targets}:
+            for other in filled.setdefault(slot, []):
+                if other.id not in patch.conflicts and patch.id not in other.conflicts:
+                    raise RegistryError(f"{patch.id} and {other.id} both fill {slot} and are not declared conflicts")
+            filled[slot].append(patch)
+        for variant in patch.variants:
+            unseen = {target.slot for target in variant.targets} - {image.slot for image in variant.images}
+            if unseen:
+                raise RegistryError(f"{patch.id}/{variant.name} fills {min(unseen)} without an image of it")
+        seen.add(patch.id)
+    for patch in patches:
+        stray = [other for other in patch.conflicts if other not in seen]
+        if stray:
+            raise RegistryError(f"{patch.id} conflicts with {', '.join(stray)}, which nobody has")
+    return patches

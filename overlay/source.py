@@ -1,0 +1,176 @@
+"""The source text of an sglang, wherever it lies, read without importing anything.
+
+A tree is a folder or a wheel that holds the package `sglang`. Reading a module that is not there gives None; one that
+cannot be read gives an `UnreadableSourceError`, so that "missing" and "broken" are never confused.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Protocol
+
+from overlay.errors import NoSglangError, SglangNotFoundError
+
+
+class UnreadableSourceError(Exception):
+    """A file of sglang exists and cannot be read as Python source."""
+
+
+class SourceTree(Protocol):
+    """What holds the package: `path` names it to the user."""
+
+    @property
+    def path(self) -> str: ...
+
+    def read(self, relative: str) -> bytes | None:
+        """The bytes of a file given relative to the folder that holds `sglang/`; None if there is no such file."""
+
+    def metadata(self) -> bytes | None:
+        """The text of sglang's own `METADATA`, if the tree carries a dist-info."""
+
+
+@dataclass(frozen=True)
+class DirectoryTree:
+    """An installed package, an unpacked wheel or a checkout."""
+
+    root: Path
+
+    @property
+    def path(self) -> str:
+        return str(self.root / "sglang")
+
+    def read(self, relative: str) -> bytes | None:
+        try:
+            return (self.root / relative).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UnreadableSourceError(f"{self.root / relative}: {error.strerror or error}") from error
+
+    def metadata(self) -> bytes | None:
+        found = sorted(self.root.glob("sglang-*.dist-info/METADATA"))
+        return self.read(str(found[-1].relative_to(self.root))) if found else None
+
+
+#: What a truncated, overwritten or encrypted archive makes zipfile raise.
+_DAMAGED = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class WheelTree:
+    """A wheel that was not unpacked."""
+
+    wheel: Path
+
+    @property
+    def path(self) -> str:
+        return str(self.wheel)
+
+    def read(self, relative: str) -> bytes | None:
+        try:
+            with zipfile.ZipFile(self.wheel) as archive:
+                return archive.read(relative)
+        except KeyError:
+            return None
+        except _DAMAGED as error:
+            raise UnreadableSourceError(f"{self.wheel}!{relative}: {error}") from error
+
+    def metadata(self) -> bytes | None:
+        try:
+            with zipfile.ZipFile(self.wheel) as archive:
+                names = [n for n in archive.namelist() if fnmatch.fnmatch(n, "sglang-*.dist-info/METADATA")]
+        except _DAMAGED as error:
+            raise UnreadableSourceError(f"{self.wheel}: {error}") from error
+        return self.read(names[0]) if names else None
+
+
+def module_file(module: str) -> tuple[str, str]:
+    """The two files a module can be: `a/b.py` and `a/b/__init__.py`."""
+    base = module.replace(".", "/")
+    return f"{base}.py", f"{base}/__init__.py"
+
+
+def read_module(tree: SourceTree, module: str) -> bytes | None:
+    """The source of a module, or None if the tree has no such module."""
+    for candidate in module_file(module):
+        data = tree.read(candidate)
+        if data is not None:
+            return data
+    return None
+
+
+def open_tree(path: str) -> SourceTree:
+    """The tree a user means by `--sglang PATH`: site-packages, the package itself, a checkout, or a wheel."""
+    given = Path(os.path.abspath(os.path.expanduser(path)))
+    if given.suffix == ".whl" and given.is_file():
+        if not zipfile.is_zipfile(given):
+            raise SglangNotFoundError(f"--sglang {path}: not a zip archive. Give an intact wheel or an unpacked tree.")
+        tree: SourceTree = WheelTree(given)
+        if tree.read("sglang/__init__.py") is None:
+            raise SglangNotFoundError(f"--sglang {path}: this wheel does not contain the package sglang.")
+        return tree
+    for root in (given, given.parent if given.name == "sglang" else given, given / "python"):
+        if (root / "sglang" / "__init__.py").is_file():
+            return DirectoryTree(root)
+    raise SglangNotFoundError(
+        f"--sglang {path}: no package sglang there. Give the folder that holds it (site-packages, an unpacked wheel, "
+        "the `python` folder of a checkout), the package folder itself, or a wheel."
+    )
+
+
+def installed_tree(search: Sequence[str] | None = None) -> SourceTree:
+    """The sglang that `import sglang` finds on `search` (default: `sys.path`), without importing it.
+
+    Raises SglangNotFoundError if there is none, or if something else of that name hides it.
+    """
+    return tree_of(_find_spec(sys.path if search is None else search))
+
+
+def launch_search_path() -> list[str]:
+    """`sys.path` as `python -m sglang.launch_server` will see it: the working directory comes first."""
+    return [os.getcwd(), *sys.path[1:]]
+
+
+def tree_of(spec: ModuleSpec | None) -> SourceTree:
+    """The tree behind an import spec of the package sglang."""
+    if spec is None:
+        raise NoSglangError(
+            f"sglang is not installed for {sys.executable}. Install it into this environment, or run amd-sglang with "
+            "the Python of the environment that has it."
+        )
+    locations: Iterable[str] = spec.submodule_search_locations or ()
+    folder = next(iter(locations), spec.origin or "?")
+    if spec.origin is None or not spec.submodule_search_locations:
+        kind = "a folder without __init__.py" if spec.submodule_search_locations else "a single file"
+        raise SglangNotFoundError(
+            f"`import sglang` finds {kind} at {folder}, not the package. Rename it or change to another directory."
+        )
+    root = Path(folder).absolute().parent
+    if not (root / "sglang" / "srt").is_dir():
+        raise SglangNotFoundError(
+            f"`import sglang` finds {folder}, which has no `srt` inside: it hides the real package (the working "
+            "directory comes first on the path). Rename it or change to another directory."
+        )
+    return DirectoryTree(root)
+
+
+def _find_spec(search: Sequence[str]) -> ModuleSpec | None:
+    """`importlib.util.find_spec` on a given path, through every finder (editable installs register their own)."""
+    saved = sys.path
+    sys.path = list(search)
+    try:
+        loaded = sys.modules.get("sglang")
+        if loaded is not None:
+            return loaded.__spec__
+        return importlib.util.find_spec("sglang")
+    finally:
+        sys.path = saved

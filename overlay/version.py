@@ -1,0 +1,106 @@
+"""Which sglang is this, as text, and how far its version string can be believed."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from email.parser import BytesHeaderParser
+from enum import Enum
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from overlay.fingerprint import parse
+from overlay.source import SourceTree, UnreadableSourceError
+
+
+class VersionKind(str, Enum):
+    """RELEASE and POST name one published source. The others do not: `0.5.12.dev20260525+g...` was built after
+    0.5.12 and sorts before it, a local label says that somebody changed something, and `0.0.0.dev0` is what
+    sglang/version.py answers when it does not know."""
+
+    RELEASE = "release"
+    POST = "post"
+    PRE = "pre"
+    DEV = "dev"
+    LOCAL = "local"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class SglangVersion:
+    """The version an sglang gives itself."""
+
+    text: str
+    kind: VersionKind
+    parsed: Version | None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the string identifies one published source."""
+        return self.kind in (VersionKind.RELEASE, VersionKind.POST)
+
+
+def classify(text: str) -> SglangVersion:
+    """Sort a version string into its kind. Never raises: what cannot be parsed is UNKNOWN."""
+    try:
+        parsed = Version(text)
+    except InvalidVersion:
+        return SglangVersion(text, VersionKind.UNKNOWN, None)
+    if parsed.release[:3] == (0, 0, 0) or set(parsed.release) == {0}:
+        kind = VersionKind.UNKNOWN
+    elif parsed.is_devrelease:
+        kind = VersionKind.DEV
+    elif parsed.is_prerelease:
+        kind = VersionKind.PRE
+    elif parsed.local is not None:
+        kind = VersionKind.LOCAL
+    else:
+        kind = VersionKind.POST if parsed.is_postrelease else VersionKind.RELEASE
+    return SglangVersion(text, kind, parsed)
+
+
+def within(version: SglangVersion, specifier: str) -> bool:
+    """Whether a version lies in a PEP 440 range. Pre-releases count as the ordering places them, always: packaging
+    changed its default for them, so it is never left to the default."""
+    return version.parsed is not None and SpecifierSet(specifier).contains(version.parsed, prereleases=True)
+
+
+def newer_than(version: SglangVersion, specifier: str) -> bool:
+    """Whether a version lies above a range: outside it, and not below any of its upper bounds."""
+    bounds = [s for s in SpecifierSet(specifier) if s.operator in ("<", "<=", "==")]
+    uppers = [Version(bound.version.removesuffix(".*")) for bound in bounds]
+    above = version.parsed is not None and bool(uppers) and version.parsed >= max(uppers)
+    return above and not within(version, specifier)
+
+
+def read_version(tree: SourceTree) -> SglangVersion:
+    """What `sglang.__version__` would be: `_version.py`, else `version.py`, else the installed metadata."""
+    for relative in ("sglang/_version.py", "sglang/version.py"):
+        text = _literal_version(_read(tree, relative))
+        if text:
+            return classify(text)
+    try:
+        header = tree.metadata()
+    except UnreadableSourceError:
+        header = None
+    text = BytesHeaderParser().parsebytes(header).get("Version") if header else None
+    return classify(str(text).strip()) if text else SglangVersion("", VersionKind.UNKNOWN, None)
+
+
+def _read(tree: SourceTree, relative: str) -> bytes | None:
+    try:
+        return tree.read(relative)
+    except UnreadableSourceError:
+        return None
+
+
+def _literal_version(source: bytes | None) -> str | None:
+    """The string constant assigned to `__version__` at the top level of a module."""
+    module = parse(source) if source is not None else None
+    for statement in module.body if module else []:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
+            names = {target.id for target in statement.targets if isinstance(target, ast.Name)}
+            if "__version__" in names and isinstance(statement.value.value, str):
+                return statement.value.value
+    return None

@@ -1,0 +1,1 @@
+"""Triton kernels that the patches call; each is usable, and tested, without SGLang."""

@@ -1,0 +1,33 @@
+"""Greedy tokens from a real `sglang.Engine`, scheduler process and all: `generate.py CHECKPOINT COUNT`.
+
+Run by the tests under the overlay. Prints one line `TOKENS [[...], ...]`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+PROMPTS = [[5, 17, 33, 8, 61], [70, 12, 9]]
+
+
+def main() -> None:
+    import sglang
+
+    engine = sglang.Engine(
+        model_path=sys.argv[1],
+        dtype="bfloat16",
+        attention_backend="triton",
+        disable_cuda_graph=True,
+        disable_overlap_schedule=True,
+        max_total_tokens=1024,
+        skip_tokenizer_init=True,
+    )
+    sampling = {"temperature": 0, "max_new_tokens": int(sys.argv[2]), "ignore_eos": True}
+    answers = engine.generate(input_ids=PROMPTS, sampling_params=sampling)
+    print("TOKENS " + json.dumps([answer["output_ids"] for answer in answers]), flush=True)
+    engine.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The real engine of each release in the simulated ROCm: same tokens with and without the patch, same as transformers',
+and proof of which code ran in the scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from overlay import status
+from tests.engine.conftest import COUNT
+from tests.releases import environment
+
+SCRIPT = Path(__file__).with_name("generate.py")
+OURS, HIP, NATIVE = "triton:_gemma_rmsnorm_kernel", "op:GemmaRMSNorm.forward_hip", "op:GemmaRMSNorm.forward_native"
+
+
+@dataclass(frozen=True)
+class Run:
+    tokens: list[list[int]]
+    state: str
+    calls: dict[str, int]
+
+
+def generate(release: str, checkpoint: Path, run_dir: Path, *options: str, **environ: str) -> Run:
+    done = subprocess.run(
+        [sys.executable, "-m", "overlay", "--simulate", "gfx942", *options, str(SCRIPT), str(checkpoint), str(COUNT)],
+        env={**environment(release), "AMD_SGLANG_RUN_DIR": str(run_dir), **environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
+    assert done.returncode == 0 and lines, done.stdout[-2000:] + done.stderr[-4000:]
+    (scheduler,) = [row for row in status.read_runs(run_dir) if row.get("role") == "scheduler"]
+    assert scheduler["ready"] and scheduler["sglang"]["version"] == release  # type: ignore[index]
+    (patch,) = [p for p in scheduler["patches"] if p["id"] == "gemma-rmsnorm"]  # type: ignore[attr-defined]
+    return Run(json.loads(lines[0].removeprefix("TOKENS ")), patch["state"], scheduler["calls"])  # type: ignore[arg-type]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("release", "upstream", "environ"),
+    [
+        ("0.5.9", NATIVE, {}),
+        ("0.5.10.post1", HIP, {}),
+        ("0.5.12.post1", HIP, {}),
+        ("0.5.23", HIP, {"SGLANG_USE_AITER": "0"}),
+    ],
+    ids=["0.5.9", "0.5.10.post1", "0.5.12.post1", "0.5.23-without-aiter"],
+)
+def test_patched_and_unpatched_agree_with_transformers(
+    release: str,
+    upstream: str,
+    environ: dict[str, str],
+    checkpoint: Path,
+    transformers_tokens: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    patched = generate(release, checkpoint, tmp_path / "on", **environ)
+    plain = generate(release, checkpoint, tmp_path / "off", "--disable", "gemma-rmsnorm", **environ)
+    assert patched.tokens == plain.tokens == transformers_tokens
+    assert (patched.state, plain.state) == ("applied", "disabled")
+    assert patched.calls[HIP] == patched.calls[OURS] > 0 and NATIVE not in patched.calls
+    assert plain.calls[upstream] == patched.calls[HIP] and OURS not in plain.calls
+
+
+@pytest.mark.engine
+def test_newest_release_with_aiter_is_left_alone(
+    checkpoint: Path, transformers_tokens: list[list[int]], tmp_path: Path
+) -> None:
+    run = generate("0.5.23", checkpoint, tmp_path)
+    assert run.tokens == transformers_tokens
+    assert run.state == "contained" and OURS not in run.calls
+
+
+@pytest.mark.engine
+def test_strict_ends_the_engine_when_a_scheduler_cannot_apply(checkpoint: Path, tmp_path: Path) -> None:
+    """The backend is refused only when the patch is applied, inside the scheduler process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "overlay", "--strict", "--simulate", "gfx942", str(SCRIPT), str(checkpoint), "1"],
+        env={
+            **environment("0.5.9"),
+            "AMD_SGLANG_RUN_DIR": str(tmp_path),
+            "AMD_SGLANG_GEMMA_RMSNORM_BACKEND": "aiter",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0 and "TOKENS" not in done.stdout
+    assert "--strict forbids to serve without it" in done.stderr
+    assert not any(os.path.exists(f"/proc/{row['pid']}") for row in status.read_runs(tmp_path))

@@ -1,0 +1,107 @@
+"""What only a GPU shows of the fused Gemma RMSNorm: the native path's own bits, graphs, streams, devices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from patches.kernels import gemma_rmsnorm as kernel
+from patches.kernels.gemma_rmsnorm import gemma_rmsnorm, supports
+from tests.kernels import norm_reference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+EPS = 1e-6
+
+
+def native(x: Tensor, weight: Tensor, residual: Tensor, post: Tensor) -> tuple[Tensor, Tensor]:
+    """The operations of SGLang's ``GemmaRMSNorm.forward_native``, one kernel each."""
+    total = x + (residual + post)
+    wide = total.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + EPS)
+    return (scaled * (1.0 + weight.float())).to(x.dtype), total
+
+
+def inputs(m: int, n: int, dtype: torch.dtype, device: str = "cuda") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, residual, post = (torch.randn(m, n, device=device).to(dtype) for _ in range(3))
+    return x, (torch.randn(n, device=device) * 0.2).to(dtype), residual, post
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("n", [64, 128, 256, 512, 2048, 4096, 5120, 7168, 16384])
+@pytest.mark.parametrize("m", [1, 3, 64, 1000])
+def test_residual_is_native_bit_for_bit_and_y_within_one_ulp(n: int, m: int, dtype: torch.dtype) -> None:
+    x, weight, residual, post = inputs(m, n, dtype)
+    y, total = gemma_rmsnorm(x, weight, EPS, residual, post)
+    want_y, want_total = native(x, weight, residual, post)
+    assert torch.equal(total, want_total)
+    assert int(norm_reference.ulps_apart(y, want_y).max()) <= 1
+
+
+def test_a_captured_graph_reads_inputs_and_weight_at_replay(dtype: torch.dtype) -> None:
+    x, weight, residual, post = inputs(32, 2048, dtype)
+    gemma_rmsnorm(x, weight, EPS, residual, post)  # compiles: no module may be loaded during capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, total = gemma_rmsnorm(x, weight, EPS, residual, post)
+    for _ in range(2):
+        for buffer, fresh in zip((x, weight, residual, post), inputs(32, 2048, dtype), strict=True):
+            buffer.copy_(fresh)
+        y.fill_(float("nan"))
+        total.fill_(float("nan"))
+        graph.replay()
+        want = norm_reference.expected(x, weight, EPS, residual, post)
+        assert want.total is not None
+        assert torch.equal(total, want.total)
+        norm_reference.assert_close(y, want.y)
+
+
+def test_the_host_never_waits_for_the_gpu(dtype: torch.dtype) -> None:
+    x, weight, residual, post = inputs(32, 2048, dtype)
+    gemma_rmsnorm(x, weight, EPS, residual, post)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert supports(x, weight, residual, post)
+        gemma_rmsnorm(x, weight, EPS, residual, post)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_kernel_runs_on_the_current_stream(dtype: torch.dtype) -> None:
+    """Launched elsewhere, it would not wait for the spin that precedes it on this stream, and read x too early."""
+    x, weight, residual, post = inputs(4, 2048, dtype)
+    gemma_rmsnorm(x, weight, EPS, residual, post)
+    fresh = inputs(4, 2048, dtype)[0]
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # type: ignore[no-untyped-call]
+        x.copy_(fresh)
+        _, total = gemma_rmsnorm(x, weight, EPS, residual, post)
+    stream.synchronize()
+    assert torch.equal(total, fresh + (residual + post))
+
+
+def test_one_build_serves_every_batch_size() -> None:
+    kernel_cache = kernel._gemma_rmsnorm_kernel.device_caches[torch.cuda.current_device()][0]
+    n = 3072  # no other test's
+    before = len(kernel_cache)
+    for m in (1, 2, 16, 17, 1000):
+        x, weight, residual, _ = inputs(m, n, torch.float16)
+        gemma_rmsnorm(x, weight, EPS, residual)
+    assert len(kernel_cache) == before + 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_of_a_device_that_is_not_current(dtype: torch.dtype) -> None:
+    x, weight, residual, post = inputs(8, 2048, dtype, "cuda:1")
+    assert torch.cuda.current_device() == 0
+    y, total = gemma_rmsnorm(x, weight, EPS, residual, post)
+    assert torch.cuda.current_device() == 0
+    assert y.device == total.device == x.device
+    want = norm_reference.expected(x, weight, EPS, residual, post)
+    assert want.total is not None
+    assert torch.equal(total, want.total)
+    norm_reference.assert_close(y, want.y)
+    assert not supports(x, weight.to("cuda:0"))

@@ -1,0 +1,15 @@
+"""The environment in which a process imports a given release of the real sglang."""
+
+from __future__ import annotations
+
+import os
+
+from demo.layout import ROOT
+from demo.provision import release_pythonpath
+
+
+def environment(release: str) -> dict[str, str]:
+    """This process's environment without any switch of ours, with `release` in front of the path; fetches it first."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AMD_SGLANG_", "SGLANG_"))}
+    folders = [*map(str, release_pythonpath(release)), str(ROOT)]
+    return {**kept, "PYTHONPATH": os.pathsep.join(folders)}

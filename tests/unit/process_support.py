@@ -1,0 +1,68 @@
+"""Runs in the processes that the runtime tests start: the overlay with synthetic patches in place of the built-in ones.
+
+Environment: PATCHES names what `registry` below offers; `activate` is the start of every scenario.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+from overlay import runtime
+from overlay.model import Method, Patch, Target
+from overlay.registry import Registry
+from overlay.runtime import Runtime
+from tests.unit.engine_support import ALPHA, ALPHA_IMAGE, BETA_IMAGE, BETA_PATCH, PATCH, returning, variant
+
+
+def _raise(_original: object) -> object:
+    raise RuntimeError("no kernel for this GPU")
+
+
+def _around(_original: object) -> object:
+    return lambda wrapped, _instance, args, kwargs: f"around {wrapped(*args, **kwargs)}"
+
+
+_ALPHA_FILLED = Target(ALPHA, Method.REPLACE, returning("patched"))
+_BETA_FILLED = Target(BETA_IMAGE.slot, Method.REPLACE, returning("patched"))
+
+PATCHES: dict[str, tuple[Patch, ...]] = {
+    "alpha": (PATCH,),
+    "alpha beta": (PATCH, BETA_PATCH),
+    "group": (replace(PATCH, variants=(variant(ALPHA_IMAGE, BETA_IMAGE, targets=(_ALPHA_FILLED, _BETA_FILLED)),)),),
+    "raising": (
+        replace(
+            PATCH,
+            variants=(
+                variant(
+                    ALPHA_IMAGE, BETA_IMAGE, targets=(_ALPHA_FILLED, Target(BETA_IMAGE.slot, Method.REPLACE, _raise))
+                ),
+            ),
+        ),
+    ),
+    "needing": (
+        replace(PATCH, variants=(variant(ALPHA_IMAGE, targets=(Target(ALPHA, Method.REPLACE, _raise),)),)),
+        replace(BETA_PATCH, requires=("alpha",)),
+    ),
+    "wrapping": (replace(PATCH, variants=(variant(ALPHA_IMAGE, targets=(Target(ALPHA, Method.WRAP, _around),)),)),),
+}
+
+
+def install_registry() -> None:
+    """Every `activate` of this process, and the boot hook's, decides about the patches of the scenario."""
+    chosen = Registry(PATCHES[os.environ["PATCHES"]])
+    vars(runtime)["builtin"] = lambda: chosen
+
+
+def activate() -> Runtime:
+    install_registry()
+    return runtime.activate(os.environ)
+
+
+def results() -> SimpleNamespace:
+    """What callers of the two modules get."""
+    from sglang.srt.alpha import Alpha
+    from sglang.srt.beta import beta
+
+    return SimpleNamespace(alpha=Alpha().forward(), beta=beta())

@@ -1,0 +1,158 @@
+"""The command line: whose an argument is, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import launcher
+
+Invoke = Callable[..., Result]
+
+
+@dataclass
+class Started:
+    """What would have been started."""
+
+    command: list[str]
+    options: dict[str, object]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
+    seen: list[Started] = []
+
+    def start(command: Sequence[str], dry_run: bool, options: Mapping[str, object]) -> None:
+        seen.append(Started(list(command), {"dry_run": dry_run, **options}))
+
+    monkeypatch.setattr(launcher, "_start", start)
+    return seen
+
+
+def invoke(*arguments: str, command: Any = launcher.main, **environ: str) -> Result:
+    return CliRunner().invoke(command, arguments, env=environ)
+
+
+DEFAULTS: dict[str, object] = {"dry_run": False, "strict": False, "enable": (), "disable": (), "simulate": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rest", "options"),
+    [
+        ((), (), {}),
+        (("-tp", "2"), ("-tp", "2"), {}),
+        (("--model-path", "m", "--tp=2", "x"), ("--model-path", "m", "--tp=2", "x"), {}),
+        (("--strict", "--model", "m"), ("--model", "m"), {"strict": True}),
+        (("--dry-run", "-tp", "2"), ("-tp", "2"), {"dry_run": True}),
+        (("--enable", "a", "--enable=b", "--tp", "2"), ("--tp", "2"), {"enable": ("a", "b")}),
+        (("--disable", "--strict", "--tp", "2"), ("--tp", "2"), {"disable": ("--strict",)}),
+        (("--simulate", "gfx942", "--port=1"), ("--port=1",), {"simulate": "gfx942"}),
+        (("--strict", "--", "--tp", "2"), ("--tp", "2"), {"strict": True}),
+        (("--", "--strict"), ("--strict",), {}),
+        (("--model", "m", "--", "x"), ("--model", "m", "--", "x"), {}),
+        (("--model", "strict", "enable"), ("--model", "strict", "enable"), {}),
+        (("--strict-decoding", "--enabled=1"), ("--strict-decoding", "--enabled=1"), {}),
+        (("", "a b", "--x=--y"), ("", "a b", "--x=--y"), {}),
+        (("-h",), ("-h",), {}),
+    ],
+)
+def test_our_options_lead_and_everything_else_is_sglangs(
+    started: list[Started], arguments: tuple[str, ...], rest: tuple[str, ...], options: dict[str, object]
+) -> None:
+    result = invoke("launch", *arguments)
+    assert result.exit_code == 0, result.output
+    (one,) = started
+    assert one.command == ["-m", "sglang.launch_server", *rest]
+    assert one.options == {**DEFAULTS, **options}
+
+
+@pytest.mark.parametrize("late", ["--strict", "--enable=a", "--disable", "--simulate", "--dry-run"])
+def test_an_option_of_ours_among_sglangs_is_an_error(started: list[Started], late: str) -> None:
+    result = invoke("launch", "--model", "m", late)
+    assert (result.exit_code, started) == (2, [])
+    assert f"{late.partition('=')[0]} comes after sglang's arguments" in result.output
+
+
+@pytest.mark.parametrize("option", ["--enable", "--disable", "--simulate"])
+def test_an_option_without_its_value_is_an_error(started: list[Started], option: str) -> None:
+    result = invoke("launch", option)
+    assert (result.exit_code, started) == (2, [])
+    assert option in result.output
+
+
+@pytest.mark.parametrize("command", [("launch", "--help"), ("patches", "plan", "--help"), ("--help",)])
+def test_help_starts_nothing(started: list[Started], command: tuple[str, ...]) -> None:
+    result = invoke(*command)
+    assert (result.exit_code, started) == (0, [])
+    assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rest", "strict"),
+    [
+        (("script.py", "--strict"), ["script.py", "--strict"], False),
+        (("--strict", "script.py", "-x"), ["script.py", "-x"], True),
+        (("-m", "package.module", "--enable", "x"), ["-m", "package.module", "--enable", "x"], False),
+        (("--", "script.py", "--strict"), ["script.py", "--strict"], False),
+        (("--strict", "--", "-m", "m"), ["-m", "m"], True),
+    ],
+)
+def test_any_program_can_be_run(
+    started: list[Started], arguments: tuple[str, ...], rest: list[str], strict: bool
+) -> None:
+    result = invoke(*arguments, command=launcher.wrapper)
+    assert result.exit_code == 0, result.output
+    assert (started[0].command, started[0].options["strict"]) == (rest, strict)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--",), ("--strict",), ("-m",)])
+def test_a_program_must_be_named(started: list[Started], arguments: tuple[str, ...]) -> None:
+    result = invoke(*arguments, command=launcher.wrapper)
+    assert (result.exit_code, started) == (2, [])
+    assert "name a program" in result.output
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"AMD_SGLANG_STRICT": "yes"}, "AMD_SGLANG_STRICT='yes' is not valid: expected 1, 0, true or false"),
+        (
+            {"AMD_SGLANG_DISABLE": "ghost"},
+            "unknown patch id 'ghost' in AMD_SGLANG_DISABLE: known ids are gemma-rmsnorm",
+        ),
+        ({"AMD_SGLANG_GEMMA_RMSNORM_BACKEND": "x"}, "AMD_SGLANG_GEMMA_RMSNORM_BACKEND='x' is not valid: expected one"),
+        ({"AMD_SGLANG_DISABEL": "x"}, "Did you mean AMD_SGLANG_DISABLE?"),
+        ({"AMD_SGLANG_SIMULATE": "gfx1"}, "AMD_SGLANG_SIMULATE='gfx1' is not valid"),
+    ],
+)
+@pytest.mark.parametrize("command", [("patches", "plan"), ("launch", "--dry-run")])
+def test_a_mistake_in_the_environment_is_one_line(
+    command: tuple[str, ...], environ: dict[str, str], message: str
+) -> None:
+    result = invoke(*command, **environ)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("launch", "--enable", "ghost"), "unknown patch id 'ghost' in --enable: known ids are gemma-rmsnorm"),
+        (("launch", "--disable", "ghost"), "unknown patch id 'ghost' in --disable: known ids are gemma-rmsnorm"),
+        (("launch", "--simulate", "gfx1"), "gfx1"),
+        (("patches", "explain", "ghost"), "unknown patch id 'ghost'"),
+        (("patches", "plan", "--sglang", "/missing"), "--sglang /missing: no package sglang there"),
+        (("patches", "plan", "--platform", "vulkan"), "vulkan"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

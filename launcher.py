@@ -166,7 +166,7 @@ def plan(path: str | None, kind: str | None, arch: str | None, aiter: str | None
 def _plan(path: str | None, kind: str | None, arch: str | None, aiter: str | None) -> Plan:
     registry = builtin()
     gates.check(os.environ, registry.gates)
-    tree = open_tree(path) if path else installed_tree(launch_search_path())
+    tree = open_tree(path) if path else installed_tree(launch_search_path(["-m"]))
     found = detect(os.environ)
     platform = Platform(
         kind or found.kind,

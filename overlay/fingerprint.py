@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from overlay.model import ABSENT
 
-#: Observations that are not digests. Neither ever equals an image, so neither is ever patched.
+#: Observations that are not digests. None ever equals an image, so none is ever patched.
 NO_MODULE = "no-module"
 NO_OWNER = "no-owner"
 AMBIGUOUS = "ambiguous"

@@ -76,7 +76,7 @@ SIMULATE = Gate(f"{PREFIX}SIMULATE", "simulate this gfx architecture on the CPU"
 SIMULATE_AITER = Gate(f"{PREFIX}SIMULATE_AITER", "aiter version the simulation answers as", "auto", str)
 
 #: Handed from the launcher to its children. Not switches: nobody sets them by hand.
-HANDOVER = (f"{PREFIX}PREFIX", f"{PREFIX}PYTHON", f"{PREFIX}PLAN", f"{PREFIX}RUN")
+HANDOVER = (f"{PREFIX}PREFIX", f"{PREFIX}PYTHON", f"{PREFIX}PLAN")
 
 SWITCHES: tuple[Gate[object], ...] = (OVERLAY, STRICT, ENABLE, DISABLE, RUN_DIR, SIMULATE, SIMULATE_AITER)
 

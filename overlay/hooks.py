@@ -24,7 +24,7 @@ class _Group:
 
 
 def when_executed(modules: Iterable[str], arrived: Arrived) -> None:
-    """Call `arrived({name: module})` the moment the last of `modules` has executed, before anyone can use it.
+    """Call `arrived({name: module})` the moment the last of `modules` has executed, before its importer goes on.
 
     wrapt drops a hook that raises and the next import of the module succeeds, so `arrived` must not raise anything
     that an importer could swallow.

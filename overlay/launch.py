@@ -61,7 +61,7 @@ def prepare(arguments: Sequence[str], options: Options, environ: Mapping[str, st
     registry = builtin()
     gates.check(environ, registry.gates)
     wanted = options.over(environ, registry)
-    plan = make_plan(registry, installed_tree(launch_search_path()), detect(wanted), wanted)
+    plan = make_plan(registry, installed_tree(launch_search_path(list(arguments))), detect(wanted), wanted)
     if gates.STRICT.read(wanted):
         _insist(plan, gates.ENABLE.read(wanted))
     ready = delivery.environment({**wanted, "AMD_SGLANG_PLAN": plan.digest})

@@ -12,7 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import overlay
 from overlay import fingerprint, gates
+from overlay.errors import OverlayError
 from overlay.model import ABSENT, Decision, Facts, Image, Patch, Slot, SlotReport, State, Variant
 from overlay.platform import Platform
 from overlay.registry import Registry
@@ -30,6 +32,7 @@ class Plan:
     version: SglangVersion
     platform: Platform
     decisions: tuple[Decision, ...]
+    switches: tuple[tuple[str, str], ...]
 
     @property
     def digest(self) -> str:
@@ -43,7 +46,8 @@ class Plan:
             ]
             for d in self.decisions
         ]
-        return hashlib.sha256(json.dumps([self.version.text, facts]).encode()).hexdigest()[:16]
+        what = [overlay.__version__, self.version.text, facts, self.switches]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, object]:
         """The stable form that `patches plan --json` prints."""
@@ -78,14 +82,13 @@ def make_plan(registry: Registry, tree: SourceTree, platform: Platform, environ:
     facts = Facts(platform, dict(environ))
     decisions: dict[str, Decision] = {}
     for patch in registry:
-        for gate in patch.gates:
-            gate.read(environ)
         decisions[patch.id] = (
             chosen.rules_out(patch, decisions)
             or _platform_rules_out(patch, platform)
             or _decide_by_source(patch, version, facts, observer)
         )
-    return Plan(tree.path, version, platform, tuple(decisions.values()))
+    switches = tuple((gate.name, str(gate.read(environ))) for gate in registry.gates)
+    return Plan(tree.path, version, platform, tuple(decisions.values()), switches)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ class _Choice:
             for one in ids:
                 registry.get(one, gate.name)
             sets.append(frozenset(ids))
+        both = sets[0] & sets[1]
+        if both:
+            raise OverlayError(f"{min(both)} is both enabled and disabled: remove it from one of the two.")
         return cls(*sets)
 
     def rules_out(self, patch: Patch, earlier: Mapping[str, Decision]) -> Decision | None:

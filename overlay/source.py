@@ -135,9 +135,13 @@ def installed_tree(search: Sequence[str] | None = None) -> SourceTree:
     return tree_of(_find_spec(sys.path if search is None else search))
 
 
-def launch_search_path() -> list[str]:
-    """`sys.path` as `python -m sglang.launch_server` will see it: the working directory comes first."""
-    return [os.getcwd(), *sys.path[1:]]
+def launch_search_path(arguments: Sequence[str]) -> list[str]:
+    """`sys.path` as `python ARGUMENTS...` will see it: the working directory comes first for `-m`, the script's own
+    folder for a script, and neither under -I, -P or PYTHONSAFEPATH."""
+    if getattr(sys.flags, "safe_path", sys.flags.isolated):
+        return list(sys.path)
+    first = "" if arguments[:1] == ["-m"] or not arguments else os.path.dirname(os.path.abspath(arguments[0]))
+    return [first, *sys.path[1:]]
 
 
 def tree_of(spec: ModuleSpec | None) -> SourceTree:

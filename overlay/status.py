@@ -18,14 +18,11 @@ SCHEMA = 1
 
 
 def run_root(environ: Mapping[str, str]) -> Path:
-    """Where the folders of runs are kept: AMD_SGLANG_RUN_DIR, else the user's runtime folder, else one under the
-    temporary folder that carries the user id."""
+    """Where the folders of runs are kept: AMD_SGLANG_RUN_DIR, else one under the temporary folder that carries the
+    user id. Not the session's runtime folder: a server and who looks at it need not share a session."""
     given = gates.RUN_DIR.read(environ)
     if given:
         return Path(given).absolute()
-    runtime = environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and os.access(runtime, os.W_OK):
-        return Path(runtime) / "amd-sglang"
     return Path(tempfile.gettempdir()) / f"amd-sglang-{os.getuid()}"
 
 
@@ -75,7 +72,7 @@ def read_runs(root: Path) -> list[dict[str, object]]:
     A file that is not a status of a schema we know is reported as a row with `error`, not dropped.
     """
     rows = []
-    for path in sorted(root.glob("*/*.json")) + sorted(root.glob("*.json")):
+    for path in sorted(root.rglob("*.json")):  # a launch below a launched process has its run below the other's
         if path.name.endswith(".calls.json"):
             continue
         rows.append({"run": path.parent.name, **_read(path)})

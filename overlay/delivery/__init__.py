@@ -6,17 +6,26 @@ sitecustomize through PYTHONPATH. Which of the two reaches a child is not deduce
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from overlay import boot
 from overlay.errors import DeliveryError
 
 _BOOT_FOLDER = Path(__file__).parent
-_PROBE = "import sys; m = sys.modules.get('overlay.boot'); print(m.__file__ if m else '')"
+_ROOT = _BOOT_FOLDER.parent.parent
+_MARK = "amd-sglang probe: "
+#: Asks a child which boot module it started with, and which `patches` it would import.
+_PROBE = f"""
+import json, sys
+from importlib.util import find_spec
+boot, patches = sys.modules.get("overlay.boot"), find_spec("patches")
+print({_MARK!r} + json.dumps([boot and boot.__file__, patches and patches.origin]))
+"""
 
 
 def interpreter() -> list[str]:
@@ -28,23 +37,45 @@ def interpreter() -> list[str]:
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """`base` and what makes every interpreter below start the overlay. Raises DeliveryError if none does."""
     installed = {**base, **boot.handover()}
-    if _reaches(installed):
+    started = _probe(installed)
+    if _same(started, boot.__file__):
         return installed
     path = [str(_BOOT_FOLDER), *filter(None, base.get("PYTHONPATH", "").split(os.pathsep))]
     lent = {**installed, "PYTHONPATH": os.pathsep.join(path)}
-    if _reaches(lent):
-        return lent
+    if started is None:
+        started = _probe(lent)
+        if _same(started, boot.__file__):
+            return lent
+    child = " ".join(interpreter())
+    if started is not None:
+        raise DeliveryError(
+            f"a child of {child} starts the overlay at {started}, not this one at {boot.__file__}. "
+            "Uninstall one of the two from this environment."
+        )
     raise DeliveryError(
-        f"a child of {' '.join(interpreter())} does not start the overlay from {_BOOT_FOLDER.parent}. Python ignores "
-        "PYTHONPATH under -E and -I and all of site under -S: drop these flags, or install the overlay into this "
-        "environment (pip install amd-sglang-overlay), which works under -E and -I."
+        f"a child of {child} does not start the overlay at {_ROOT}. Python ignores PYTHONPATH under -E and -I and all "
+        "of site under -S: drop these flags, or install the overlay into this environment "
+        "(pip install amd-sglang-overlay), which works under -E and -I."
     )
 
 
-def _reaches(environ: Mapping[str, str]) -> bool:
-    """Whether a child interpreter with this environment has *our* boot module loaded before its first statement."""
+def _probe(environ: Mapping[str, str]) -> str | None:
+    """The boot module that a child interpreter with this environment has loaded before its first statement.
+
+    Raises DeliveryError if it is ours, and a folder of the user's hides our patches from that child.
+    """
     child = subprocess.run(
         [*interpreter(), "-c", _PROBE], env=dict(environ), capture_output=True, text=True, check=False
     )
-    found: Sequence[str] = child.stdout.split("\n")
-    return child.returncode == 0 and bool(found[0]) and os.path.realpath(found[0]) == os.path.realpath(boot.__file__)
+    answers = [line.partition(_MARK)[2] for line in child.stdout.splitlines() if _MARK in line]
+    started, patches = json.loads(answers[-1]) if answers else (None, None)
+    if _same(started, boot.__file__) and not _same(patches, _ROOT / "patches" / "__init__.py"):
+        raise DeliveryError(
+            f"a child of {interpreter()[0]} started here imports {patches or 'nothing'} as `patches`, not the "
+            f"overlay's own {_ROOT / 'patches'}. Rename that folder, or start from another directory."
+        )
+    return None if started is None else str(started)
+
+
+def _same(path: str | None, expected: str | Path) -> bool:
+    return path is not None and os.path.realpath(path) == os.path.realpath(expected)

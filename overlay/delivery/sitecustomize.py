@@ -12,7 +12,9 @@ from importlib.util import module_from_spec
 _here = os.path.dirname(os.path.abspath(__file__))
 _root = os.path.dirname(os.path.dirname(_here))
 
-if os.environ.get("AMD_SGLANG_OVERLAY"):
+# The test of boot.wanted, before anything of ours is on the path of an interpreter that is none of our business.
+_asked = {"AMD_SGLANG_OVERLAY": "1", "AMD_SGLANG_PREFIX": sys.prefix, "AMD_SGLANG_PYTHON": sys.implementation.cache_tag}
+if all(os.environ.get(name) == value for name, value in _asked.items()):
     # At the end: a checkout also holds folders such as `tests`, which must not hide anything of the user's.
     if _root not in sys.path:
         sys.path.append(_root)

@@ -19,8 +19,7 @@ def main() -> None:
         dtype="bfloat16",
         attention_backend="triton",
         disable_cuda_graph=True,
-        disable_overlap_schedule=True,
-        max_total_tokens=1024,
+        triton_attention_num_kv_splits=1,
         skip_tokenizer_init=True,
     )
     sampling = {"temperature": 0, "max_new_tokens": int(sys.argv[2]), "ignore_eos": True}

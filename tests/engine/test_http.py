@@ -68,7 +68,7 @@ def test_status_files_hold_no_argument_of_the_server(folder: Path, server: Serve
 
 def test_sigterm_ends_every_process(server: Server, folder: Path) -> None:
     """Last of this server: it ends it. sglang ends its own tree with SIGKILL once it has drained."""
-    assert len(server.children()) >= 4
+    assert len(server.children()) >= 2
     server.stop(timeout=60)
     assert "Gracefully exiting" in server.log_tail(60)
     assert not [row for row in status.read_runs(folder / "runs") if row["alive"]]
@@ -90,10 +90,9 @@ def test_every_process_reports_and_the_schedulers_prove_the_patch(checkpoint: Pa
         ("scheduler", (("dp", 1),)): 1,
     }
     for row in rows:
-        (patch,) = row["patches"]  # type: ignore[misc]
-        executed = row["role"] in ("scheduler", "dp-controller")
-        if executed:
-            assert patch["state"] == "applied"  # type: ignore[index]
+        patches = {patch["id"]: patch["state"] for patch in row["patches"]}  # type: ignore[attr-defined]
+        if row["role"] in ("scheduler", "dp-controller"):
+            assert patches["gemma-rmsnorm"] == "applied"
         if row["role"] == "scheduler":
             calls = row["calls"]
             assert calls["triton:_gemma_rmsnorm_kernel"] == calls["op:GemmaRMSNorm.forward_hip"] > 0  # type: ignore[index]

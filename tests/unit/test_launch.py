@@ -166,13 +166,13 @@ def test_a_status_file_that_lacks_what_is_shown_does_not_break_the_table(tmp_pat
     assert ended.code == 0, ended.err
 
 
-def test_a_folder_of_the_users_does_not_hide_a_part_of_ours(tree: Path, tmp_path: Path) -> None:
+def test_a_folder_of_the_users_that_would_hide_our_patches_is_named(tree: Path, tmp_path: Path) -> None:
     write_tree(tmp_path / "cwd", {"patches/__init__.py": ""})
     console_script = "import sys; sys.path.pop(0); from launcher import main; main()"
     runs = tmp_path / "runs"
     ended = python(
         "-c", console_script, "launch", path=(tree,), cwd=tmp_path / "cwd", environ={"AMD_SGLANG_RUN_DIR": str(runs)}
     )
-    assert ended.code == 0, ended.err
-    (status,) = runs.glob("*/*.json")
-    assert json.loads(status.read_text())["patches"][0]["id"] == "gemma-rmsnorm"
+    assert ended.code == 2
+    assert f"imports {tmp_path / 'cwd' / 'patches' / '__init__.py'} as `patches`, not the overlay's own" in ended.err
+    assert not runs.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overlay.errors import MalformedSwitchError, UnknownPatchError
+from overlay.errors import MalformedSwitchError, OverlayError, UnknownPatchError
 from overlay.gates import Gate, OneOf
 from overlay.model import Decision, Image, Patch, State
 from overlay.plan import Plan, make_plan
@@ -65,13 +65,18 @@ def test_a_variant_is_recognised_only_if_all_its_images_match(tmp_path: Path) ->
     [
         (PATCH, {"AMD_SGLANG_DISABLE": "alpha"}, "switched off by --disable or AMD_SGLANG_DISABLE"),
         (replace(PATCH, default_on=False), {}, "off by default: switch it on with --enable alpha"),
-        (PATCH, {"AMD_SGLANG_DISABLE": "alpha", "AMD_SGLANG_ENABLE": "alpha"}, "switched off"),
     ],
 )
 def test_disabled(tmp_path: Path, patch: Patch, environ: dict[str, str], reason: str) -> None:
     decision = last(synthetic(tmp_path), patch, environ=environ)
     assert decision.state is State.DISABLED
     assert decision.reason.startswith(reason)
+
+
+def test_enabled_and_disabled_at_once_is_an_error(tmp_path: Path) -> None:
+    both = {"AMD_SGLANG_DISABLE": "alpha", "AMD_SGLANG_ENABLE": "alpha"}
+    with pytest.raises(OverlayError, match="alpha is both enabled and disabled"):
+        last(synthetic(tmp_path), PATCH, environ=both)
 
 
 def test_enabled_by_name(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -143,7 +144,19 @@ def test_what_is_not_the_package_is_named(tmp_path: Path, files: dict[str, str],
         installed_tree([str(tmp_path)])
 
 
-def test_a_launch_looks_into_the_working_directory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [(["-m", "sglang.launch_server"], [""]), (["/where/a/script.py", "-m"], ["/where/a"]), (["script.py"], ["{cwd}"])],
+)
+def test_a_launch_looks_where_the_program_will(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], first: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", ["/where/the/script/lies", "/lib"])
-    assert launch_search_path() == [os.getcwd(), "/lib"]
+    monkeypatch.setattr("sys.path", ["/where/amd-sglang/lies", "/lib"])
+    assert launch_search_path(arguments) == [*(entry.format(cwd=tmp_path) for entry in first), "/lib"]
+
+
+def test_a_safe_path_has_no_working_directory() -> None:
+    code = "import sys; from overlay.source import launch_search_path as f; print(f(['-m']) == sys.path)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

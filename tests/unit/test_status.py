@@ -23,8 +23,8 @@ DOCUMENT: dict[str, object] = {
     "ready": True,
     "overlay": "0",
     "plan": "0",
-    "sglang": {},
-    "platform": {},
+    "sglang": {"version": "0.5.9"},
+    "platform": {"kind": "rocm", "arch": "gfx942", "simulated": False},
     "patches": [],
 }
 
@@ -79,8 +79,7 @@ def test_a_root_that_cannot_be_trusted_is_refused(tmp_path: Path, kind: str, mon
     ("environ", "expected"),
     [
         ({"AMD_SGLANG_RUN_DIR": "/given", "XDG_RUNTIME_DIR": "/tmp"}, "/given"),
-        ({"XDG_RUNTIME_DIR": "{tmp}"}, "{tmp}/amd-sglang"),
-        ({"XDG_RUNTIME_DIR": "{tmp}/missing"}, "{tmp}/amd-sglang-{uid}"),
+        ({"XDG_RUNTIME_DIR": "{tmp}"}, "{tmp}/amd-sglang-{uid}"),
         ({}, "{tmp}/amd-sglang-{uid}"),
     ],
 )

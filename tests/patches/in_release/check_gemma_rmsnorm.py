@@ -143,7 +143,7 @@ def test_torch_compile_fullgraph_equals_eager(norm_class: type[Any]) -> None:
     norm = layer(norm_class, 128, torch.bfloat16)
     x, residual = torch.randn(2, 3, 128).bfloat16().unbind(0)
     with torch._dynamo.config.patch(disable=False):
-        compiled = torch.compile(norm.forward_hip, fullgraph=True, backend="aot_eager")
+        compiled: Any = torch.compile(norm.forward_hip, fullgraph=True, backend="aot_eager")
         before = launches()
         got = compiled(x, residual)
         assert launches() == before + 1, "dynamo traced something else than the kernel"

@@ -33,6 +33,7 @@ SERVE_ARGUMENTS = (
     "--attention-backend=triton",  # Triton has an interpreter; aiter's attention kernels exist for a GPU only
     "--triton-attention-num-kv-splits=1",  # one interpreted program per head instead of eight
     "--disable-cuda-graph",  # there is no graph to capture
+    "--max-total-tokens=1024",  # else the cache is as large as the memory that the simulation reports
 )
 
 

@@ -78,6 +78,11 @@ class Runtime:
     def ready(self, role: str, ranks: dict[str, int]) -> None:
         """A manager of sglang was built: look again at every slot, then say what this process is."""
         self._role, self._ranks, self._ready = role, ranks, True
+        for decision in self.plan.decisions:
+            absent = sorted(self._modules(decision) - sys.modules.keys())
+            if self._states[decision.patch.id][0] is State.PLANNED and absent:
+                why = f"this process has not imported {', '.join(absent)}"
+                self._states[decision.patch.id] = (State.PLANNED, why)
         for patch_id in [p for p, (state, _) in self._states.items() if state is State.APPLIED]:
             for slot, now in self.ledger.lost(patch_id):
                 if not _still_ours(now, patch_id):

@@ -40,7 +40,7 @@ def banner() -> str:
 def calls() -> dict[str, int]:
     """How often each faked or interpreted function ran in this process so far.
 
-    `aiter.<full name>`, `sgl_kernel.<name>`, `jit:<kernel>`, `triton:<kernel>` per launch, and
+    `aiter.<full name>`, `sgl_kernel.<name>`, `jit:<kernel>`, `triton:<module>.<kernel>` per launch, and
     `op:<Class>.<forward method>` per dispatch of one of sglang's multi-platform operators.
     """
     return counters.snapshot()

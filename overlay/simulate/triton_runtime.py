@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.errors import InterpreterError
-from triton.runtime.interpreter import InterpretedFunction, _patch_lang
+from triton.runtime.interpreter import InterpretedFunction, InterpreterOptions, _patch_lang, interpreter_builder
 
 from overlay.simulate import triton_bf16, triton_language
 from overlay.simulate.counters import count
@@ -26,6 +26,9 @@ def apply(arch: Arch) -> None:
     triton_language.apply()
     _count_launches()
     _prepare_once_per_launch()
+    # The interpreter repeats every integer operation in 64 bits to find overflows; a GPU build does so only in debug
+    # mode, and half the time of an attention kernel goes there.
+    interpreter_builder.options = InterpreterOptions(sanitize_overflow=False)
 
 
 class _Driver(DriverBase):  # type: ignore[misc]
@@ -95,7 +98,7 @@ def _count_launches() -> None:
 
     def counted(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         if not warmup:
-            count(f"triton:{self.fn.__name__}")
+            count(f"triton:{self.fn.__module__}.{self.fn.__name__}")
             _prepared.clear()
         return run(self, *args, grid=grid, warmup=warmup, **kwargs)
 

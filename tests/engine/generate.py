@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 PROMPTS = [[5, 17, 33, 8, 61], [70, 12, 9]]
 
@@ -20,10 +21,13 @@ def main() -> None:
         attention_backend="triton",
         disable_cuda_graph=True,
         triton_attention_num_kv_splits=1,
+        max_total_tokens=1024,
         skip_tokenizer_init=True,
     )
     sampling = {"temperature": 0, "max_new_tokens": int(sys.argv[2]), "ignore_eos": True}
     answers = engine.generate(input_ids=PROMPTS, sampling_params=sampling)
+    # sglang kills its processes; the simulation writes its counters twice a second.
+    time.sleep(1.5)
     print("TOKENS " + json.dumps([answer["output_ids"] for answer in answers]), flush=True)
     engine.shutdown()
 

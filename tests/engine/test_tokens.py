@@ -17,7 +17,11 @@ from tests.engine.conftest import COUNT
 from tests.releases import environment
 
 SCRIPT = Path(__file__).with_name("generate.py")
-OURS, HIP, NATIVE = "triton:_gemma_rmsnorm_kernel", "op:GemmaRMSNorm.forward_hip", "op:GemmaRMSNorm.forward_native"
+OURS, HIP, NATIVE = (
+    "triton:patches.kernels.gemma_rmsnorm._gemma_rmsnorm_kernel",
+    "op:GemmaRMSNorm.forward_hip",
+    "op:GemmaRMSNorm.forward_native",
+)
 
 
 @dataclass(frozen=True)

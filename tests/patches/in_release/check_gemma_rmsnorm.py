@@ -18,7 +18,7 @@ from overlay.install import held
 from overlay.model import State
 from overlay.preimage import Proof
 
-KERNEL = "triton:_gemma_rmsnorm_kernel"
+KERNEL = "triton:patches.kernels.gemma_rmsnorm._gemma_rmsnorm_kernel"
 SIZES = [64, 128, 256, 2048, 5120]
 
 

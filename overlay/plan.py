@@ -6,7 +6,6 @@ agree. Nothing is imported, nothing is touched.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,10 +14,11 @@ from dataclasses import dataclass
 import overlay
 from overlay import fingerprint, gates
 from overlay.errors import OverlayError
-from overlay.model import ABSENT, Decision, Facts, Image, Patch, Slot, SlotReport, State, Variant
+from overlay.model import ABSENT, Decision, Facts, Image, Patch, SlotReport, State, Variant
+from overlay.observer import Observer
 from overlay.platform import Platform
 from overlay.registry import Registry
-from overlay.source import SourceTree, UnreadableSourceError, read_module
+from overlay.source import SourceTree
 from overlay.version import SglangVersion, newer_than, read_version, within
 
 SCHEMA = 1
@@ -78,7 +78,7 @@ def make_plan(registry: Registry, tree: SourceTree, platform: Platform, environ:
     """Decide every patch. Raises MalformedSwitchError or UnknownPatchError for switches that make no sense."""
     version = read_version(tree)
     chosen = _Choice.read(registry, environ)
-    observer = _Observer(tree)
+    observer = Observer(tree)
     facts = Facts(platform, dict(environ))
     decisions: dict[str, Decision] = {}
     for patch in registry:
@@ -137,34 +137,7 @@ def _platform_rules_out(patch: Patch, platform: Platform) -> Decision | None:
     return Decision(patch, State.UNSUPPORTED_PLATFORM, reason)
 
 
-class _Observer:
-    """Digests of slots of one tree; each module is read and parsed once."""
-
-    def __init__(self, tree: SourceTree) -> None:
-        self._tree = tree
-        self._observed: dict[Slot, str] = {}
-        self._modules: dict[str, ast.Module | str] = {}
-
-    def observe(self, slot: Slot) -> str:
-        if slot not in self._observed:
-            module = self._module(slot.module)
-            self._observed[slot] = module if isinstance(module, str) else fingerprint.observe(module, slot.qualname)
-        return self._observed[slot]
-
-    def _module(self, name: str) -> ast.Module | str:
-        if name not in self._modules:
-            try:
-                source = read_module(self._tree, name)
-            except UnreadableSourceError:
-                self._modules[name] = fingerprint.UNREADABLE
-            else:
-                self._modules[name] = (
-                    fingerprint.NO_MODULE if source is None else fingerprint.parse(source) or fingerprint.UNREADABLE
-                )
-        return self._modules[name]
-
-
-def _decide_by_source(patch: Patch, version: SglangVersion, facts: Facts, observer: _Observer) -> Decision:
+def _decide_by_source(patch: Patch, version: SglangVersion, facts: Facts, observer: Observer) -> Decision:
     inside = within(version, patch.versions)
     newer = newer_than(version, patch.versions)
     if version.trusted and not inside and not newer:
@@ -179,7 +152,7 @@ def _decide_by_source(patch: Patch, version: SglangVersion, facts: Facts, observ
     return _unrecognised(patch, version, newer, observer)
 
 
-def _unrecognised(patch: Patch, version: SglangVersion, newer: bool, observer: _Observer) -> Decision:
+def _unrecognised(patch: Patch, version: SglangVersion, newer: bool, observer: Observer) -> Decision:
     images = tuple({image.slot: image for variant in patch.variants for image in variant.images}.values())
     reports = _reports(images, None, observer)
     strange = [
@@ -198,7 +171,7 @@ def _unrecognised(patch: Patch, version: SglangVersion, newer: bool, observer: _
     return Decision(patch, State.SOURCE_MISMATCH, f"the source is none that is known: {seen}", slots=reports)
 
 
-def _reports(images: tuple[Image, ...], variant: Variant | None, observer: _Observer) -> tuple[SlotReport, ...]:
+def _reports(images: tuple[Image, ...], variant: Variant | None, observer: Observer) -> tuple[SlotReport, ...]:
     methods = {target.slot: target.method for target in variant.targets} if variant else {}
     return tuple(SlotReport(i.slot, observer.observe(i.slot), methods.get(i.slot)) for i in images)
 

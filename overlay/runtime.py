@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import overlay
-from overlay import gates, status, witness
+from overlay import gates, witness
 from overlay.errors import EXIT_STRICT, ConflictError
 from overlay.hooks import when_executed
 from overlay.install import MARK, Ledger, describe_owner, held
@@ -24,6 +22,8 @@ from overlay.plan import Plan, make_plan
 from overlay.platform import detect
 from overlay.preimage import Proof
 from overlay.registry import builtin
+from overlay.report import ProcessReport
+from overlay.say import say
 from overlay.source import installed_tree
 
 _active: list[Runtime] = []
@@ -36,10 +36,8 @@ class Runtime:
         self.plan = plan
         self.ledger = Ledger()
         self._strict = gates.STRICT.read(environ)
-        self._run_dir = Path(gates.RUN_DIR.read(environ)) if gates.RUN_DIR.read(environ) else None
-        self._states = {d.patch.id: (d.state, d.reason) for d in plan.decisions}
-        self._role, self._ready = "starting", False
-        self._ranks: dict[str, int] = {}
+        run_dir = gates.RUN_DIR.read(environ)
+        self._report = ProcessReport(plan, Path(run_dir) if run_dir else None, strict=self._strict)
         self._doom: str | None = None
 
     def arm(self) -> None:
@@ -50,7 +48,7 @@ class Runtime:
         for seam in witness.SEAMS:
             when_executed((seam.slot.module,), partial(self._attach, seam))
         os.register_at_fork(after_in_child=self._forked)
-        self.report()
+        self._report.write()
 
     def check_plan(self, announced: str | None) -> None:
         """This plan is not the one a launcher showed: say what is wrong with it. Another sglang may be imported here,
@@ -59,66 +57,36 @@ class Runtime:
         if announced:
             problems.insert(0, f"the launcher announced {announced}, this process plans {self.plan.digest}")
         for problem in problems:
-            _say(f"{problem} [{self.plan.sglang_path}]")
+            say(f"{problem} [{self.plan.sglang_path}]")
         if problems and self._strict:
             self._leave("--strict forbids to serve with that")
 
     def state(self, patch_id: str) -> tuple[State, str]:
         """Where a patch stands in this process, and why."""
-        return self._states[patch_id]
+        return self._report.state(patch_id)
 
     def uninstall(self, patch_id: str) -> None:
         """Take one applied patch out again, and before it every applied patch that requires it."""
         for decision in self.plan.decisions:
-            if patch_id in decision.patch.requires and self._states[decision.patch.id][0] is State.APPLIED:
+            if patch_id in decision.patch.requires and self.state(decision.patch.id)[0] is State.APPLIED:
                 self.uninstall(decision.patch.id)
         self.ledger.uninstall(patch_id)
         self._record(patch_id, State.ROLLED_BACK, "uninstalled", intended=True)
 
     def ready(self, role: str, ranks: dict[str, int]) -> None:
         """A manager of sglang was built: look again at every slot, then say what this process is."""
-        self._role, self._ranks, self._ready = role, ranks, True
         for decision in self.plan.decisions:
             absent = sorted(self._modules(decision) - sys.modules.keys())
-            if self._states[decision.patch.id][0] is State.PLANNED and absent:
+            if absent and self.state(decision.patch.id)[0] is State.PLANNED:
                 why = f"this process has not imported {', '.join(absent)}"
-                self._states[decision.patch.id] = (State.PLANNED, why)
-        for patch_id in [p for p, (state, _) in self._states.items() if state is State.APPLIED]:
+                self._report.record(decision.patch.id, State.PLANNED, why)
+        self._report.identify(role, ranks, ready=True)
+        for patch_id in self._report.applied():
             for slot, now in self.ledger.lost(patch_id):
                 if not _still_ours(now, patch_id):
                     self._record(patch_id, State.CONFLICT, f"{slot} was replaced afterwards by {describe_owner(now)}")
-        self.report()
         if self._doom is not None:
             self._leave(self._doom)
-
-    def report(self) -> None:
-        """Write this process's status file. A failure is said once and does not stop serving."""
-        if self._run_dir is None:
-            return
-        try:
-            status.write(self._run_dir, f"{os.getpid()}.json", self._document())
-        except OSError as error:
-            _say(f"cannot write the status of pid {os.getpid()} to {self._run_dir}: {error.strerror}")
-            self._run_dir = None
-
-    def _document(self) -> dict[str, object]:
-        pid = os.getpid()
-        return {
-            "schema": status.SCHEMA,
-            "pid": pid,
-            "ppid": os.getppid(),
-            "started": status.started(pid),
-            "role": self._role,
-            "ranks": self._ranks,
-            "ready": self._ready,
-            "overlay": overlay.__version__,
-            "sglang": {"version": self.plan.version.text, "path": self.plan.sglang_path},
-            "platform": self.plan.platform.to_json(),
-            "plan": self.plan.digest,
-            "strict": self._strict,
-            "patches": [{"id": i, "state": s.value, "reason": r} for i, (s, r) in self._states.items()],
-            "updated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
 
     def _modules(self, decision: Decision) -> set[str]:
         """What must have executed before a patch can be applied: its own modules, and those of what it requires.
@@ -131,15 +99,14 @@ class Runtime:
 
     def _forked(self) -> None:
         """A forked child has everything its parent had applied, under another pid, and plays a role of its own."""
-        self._role, self._ranks, self._ready = "forked", {}, False
-        self.report()
+        self._report.identify("forked", {}, ready=False)
 
     def _apply(self, decision: Decision, modules: Mapping[str, ModuleType]) -> None:
         """Install one patch whose modules have all executed; record what came of it."""
         patch_id = decision.patch.id
         for other in decision.patch.requires:
-            if self._states[other][0] not in (State.APPLIED, State.CONTAINED):
-                self._record(patch_id, State.DISABLED, f"requires {other}, which is {self._states[other][0].value}")
+            if self.state(other)[0] not in (State.APPLIED, State.CONTAINED):
+                self._record(patch_id, State.DISABLED, f"requires {other}, which is {self.state(other)[0].value}")
                 return
         try:
             if not self.plan.platform.simulated and not _torch_is_rocm():
@@ -166,20 +133,19 @@ class Runtime:
                 raise ConflictError(f"it {objection}")
             self.ledger.install(f"witness:{seam.slot}", (witness.target(seam, self.ready),))
         except Exception as error:  # noqa: BLE001 - a missing witness must never keep sglang from starting
-            _say(f"cannot watch {seam.slot}: {error}")
+            say(f"cannot watch {seam.slot}: {error}")
 
     def _record(self, patch_id: str, state: State, reason: str, *, intended: bool = False) -> None:
-        self._states[patch_id] = (state, reason)
-        self.report()
+        self._report.record(patch_id, state, reason)
         if state is not State.APPLIED and not intended:
-            _say(f"{patch_id} is {state.value}: {reason}")
+            say(f"{patch_id} is {state.value}: {reason}")
         if self._strict and state in BROKEN | {State.UNSUPPORTED_PLATFORM} and not intended:
             self._doom = f"{patch_id} is {state.value} and --strict forbids to serve without it: {reason}"
             self._leave(self._doom)
 
     @staticmethod
     def _leave(why: str) -> None:
-        _say(why)
+        say(why)
         raise SystemExit(EXIT_STRICT)
 
 
@@ -213,7 +179,3 @@ def _still_ours(value: object, patch_id: str) -> bool:
             return True
         value, seen = getattr(value, "__wrapped__", None), seen + 1
     return False
-
-
-def _say(message: str) -> None:
-    print(f"[amd-sglang] {message}", file=sys.stderr, flush=True)

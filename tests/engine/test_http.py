@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.engine.conftest import COUNT
 from tests.engine.generate import PROMPTS
 
 AMD_SGLANG = Path(sys.executable).with_name("amd-sglang")
+OURS = "triton:patches.kernels.gemma_rmsnorm._gemma_rmsnorm_kernel"
 pytestmark = pytest.mark.engine
 
 
@@ -79,9 +81,9 @@ def test_every_process_reports_and_the_schedulers_prove_the_patch(checkpoint: Pa
         server.wait_ready()
         for _ in range(4):
             server.generate(PROMPTS[0], 1)
-        rows = [row for row in status.read_runs(tmp_path / "runs") if row["alive"]]
+        rows: list[Any] = [row for row in status.read_runs(tmp_path / "runs") if row["alive"]]
         assert {row["pid"] for row in rows} <= {process.pid for process in server.processes()}
-    roles = Counter((row["role"], tuple(row["ranks"].items())) for row in rows if row["ready"])  # type: ignore[attr-defined]
+    roles = Counter((row["role"], tuple(row["ranks"].items())) for row in rows if row["ready"])
     assert roles == {
         ("http-server", ()): 1,
         ("dp-controller", ()): 1,
@@ -91,14 +93,9 @@ def test_every_process_reports_and_the_schedulers_prove_the_patch(checkpoint: Pa
     }
     for row in rows:
         if row["role"] == "scheduler":
-            (patch,) = [patch for patch in row["patches"] if patch["id"] == "gemma-rmsnorm"]  # type: ignore[attr-defined]
-            assert patch["state"] == "applied"
-            calls = row["calls"]
-            assert (
-                calls["triton:patches.kernels.gemma_rmsnorm._gemma_rmsnorm_kernel"]
-                == calls["op:GemmaRMSNorm.forward_hip"]
-                > 0
-            )  # type: ignore[index]
+            states = {patch["id"]: patch["state"] for patch in row["patches"]}
+            assert states["gemma-rmsnorm"] == "applied"
+            assert row["calls"][OURS] == row["calls"]["op:GemmaRMSNorm.forward_hip"] > 0
 
 
 def test_a_port_in_use_is_reported_by_sglang_itself(checkpoint: Path, tmp_path: Path) -> None:

@@ -61,11 +61,16 @@ def test_no_request_is_lost_under_load(server: Server, transformers_tokens: list
     assert answers == [transformers_tokens[i % 2][:2] for i in range(200)]
 
 
-def test_status_files_hold_no_argument_of_the_server(folder: Path, server: Server) -> None:
-    for path in (folder / "runs").glob("*/*.json"):
+def test_status_files_are_private_and_hold_no_argument_of_the_server(
+    server: Server, checkpoint: Path, folder: Path
+) -> None:
+    assert any(str(checkpoint) in process.name for process in server.processes())
+    files = list((folder / "runs").glob("*/*.json"))
+    assert len(files) >= 3
+    for path in files:
         text = path.read_text()
-        assert str(server.port) not in text and "model" not in text
-        assert path.stat().st_mode & 0o077 == 0
+        assert str(checkpoint) not in text and "served-model-name" not in text
+        assert path.stat().st_mode & 0o077 == 0 == path.parent.stat().st_mode & 0o077
 
 
 def test_sigterm_ends_every_process(server: Server, folder: Path) -> None:
@@ -81,6 +86,7 @@ def test_every_process_reports_and_the_schedulers_prove_the_patch(checkpoint: Pa
         server.wait_ready()
         for _ in range(4):
             server.generate(PROMPTS[0], 1)
+        time.sleep(1.5)  # the simulation writes its counters twice a second
         rows: list[Any] = [row for row in status.read_runs(tmp_path / "runs") if row["alive"]]
         assert {row["pid"] for row in rows} <= {process.pid for process in server.processes()}
     roles = Counter((row["role"], tuple(row["ranks"].items())) for row in rows if row["ready"])

@@ -6,6 +6,7 @@ release. The oracle is the release's own `forward_native`.
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -149,6 +150,16 @@ def test_torch_compile_fullgraph_equals_eager(norm_class: type[Any]) -> None:
         assert launches() == before + 1, "dynamo traced something else than the kernel"
     expected = norm.forward_hip(x, residual)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_targets_of_sglangs_processes_can_be_pickled(norm_class: type[Any]) -> None:
+    """sglang spawns its children: a wrapped target could not be sent to them."""
+    from sglang.srt.managers.data_parallel_controller import run_data_parallel_controller_process
+    from sglang.srt.managers.detokenizer_manager import run_detokenizer_process
+    from sglang.srt.managers.scheduler import run_scheduler_process
+
+    for target in (run_scheduler_process, run_detokenizer_process, run_data_parallel_controller_process):
+        assert pickle.loads(pickle.dumps(target)) is target
 
 
 def test_uninstall_gives_the_class_back(norm_class: type[Any]) -> None:

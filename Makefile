@@ -1,7 +1,7 @@
 # `make demo` and `make test` work on a fresh machine with Python 3.11 or 3.12 and no GPU: both make the environment first.
 PYTHON ?= python3
 # The releases that the default test suite runs the overlay against, besides the one in the environment.
-RELEASES := 0.5.6.post2 0.5.8 0.5.10.post1 0.5.12.post1 0.5.13 0.5.23
+RELEASES := 0.5.6.post2 0.5.7 0.5.8 0.5.8.post1 0.5.10 0.5.10.post1 0.5.11 0.5.12 0.5.12.post1 0.5.13 0.5.23
 
 .PHONY: help venv releases demo serve test lint lock clean distclean
 .DEFAULT_GOAL := help

@@ -165,7 +165,7 @@ def _unrecognised(patch: Patch, version: SglangVersion, newer: bool, observer: O
         return Decision(
             patch,
             State.UNSUPPORTED_VERSION,
-            f"sglang {version.text} is newer than {patch.versions} and differs: {seen}",
+            f"for sglang {patch.versions}: this is {version.text}, where {strange[0].slot} differs",
             slots=reports,
         )
     return Decision(patch, State.SOURCE_MISMATCH, f"the source is none that is known: {seen}", slots=reports)

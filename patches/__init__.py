@@ -4,6 +4,11 @@ Importing this package imports neither torch nor sglang: a patch loads its kerne
 """
 
 from overlay.model import Patch
-from patches import gemma_rmsnorm
+from patches import fix_aiter_greedy_sample, gemma_rmsnorm, greedy_sampler, qwen3_fused_attention
 
-PATCHES: tuple[Patch, ...] = (gemma_rmsnorm.PATCH,)
+PATCHES: tuple[Patch, ...] = (
+    gemma_rmsnorm.PATCH,
+    qwen3_fused_attention.PATCH,
+    greedy_sampler.PATCH,
+    fix_aiter_greedy_sample.PATCH,
+)

@@ -42,3 +42,13 @@ def test_nothing_spills(builds: list[dict[str, Any]]) -> None:
         if build["vgpr_spills"] or build["sgpr_spills"] or any("scratch" in op for op in build["memory_operations"])
     ]
     assert not spilling
+
+
+def test_no_store_is_narrower_than_four_bytes(builds: list[dict[str, Any]]) -> None:
+    narrow = [
+        (build["geometry"], build["element"], op)
+        for build in builds
+        for op in build["memory_operations"]
+        if "store" in op and ("byte" in op or "short" in op)
+    ]
+    assert not narrow

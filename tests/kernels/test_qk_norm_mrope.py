@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from patches.kernels import qk_norm_mrope as kernel
-from patches.kernels.qk_norm_mrope import Geometry, qk_norm_mrope, supports, supports_geometry
-from tests.kernels.mrope_reference import MAX_POSITION, Inputs, assert_rotated, expected, make_inputs
+from patches.kernels.qk_norm_mrope import Geometry, qk_norm_mrope, supports_geometry
+from tests.kernels.mrope_reference import MAX_POSITION, Inputs, assert_rotated, expected, make_inputs, supports
 
 SECTIONS = {64: (12, 10, 10), 128: (24, 20, 20), 256: (44, 42, 42)}
 
@@ -25,7 +25,7 @@ def geometry_of(
 def call_and_check(geometry: Geometry, inputs: Inputs) -> None:
     """Compares one call with the oracle, and every cache element and input with what it was before."""
     assert supports_geometry(geometry)
-    assert supports(geometry, *inputs)
+    assert supports(geometry, inputs)
     before = Inputs(*(t.clone() for t in inputs))
 
     q = qk_norm_mrope(geometry, *inputs)
@@ -41,10 +41,9 @@ def call_and_check(geometry: Geometry, inputs: Inputs) -> None:
         kept = type(want_k)(*(field[held] for field in want_k))
         assert_rotated(inputs.k_cache[written], kept)
         assert torch.equal(bits(inputs.v_cache[written]), bits(want_v[held])), "V was not copied bit by bit"
-    untouched = torch.ones(inputs.k_cache.shape[0], dtype=torch.bool, device=written.device)
-    untouched[written] = False
     for name in ("k_cache", "v_cache"):
         now, then = getattr(inputs, name), getattr(before, name)
+        untouched = torch.ones(now.shape[0], dtype=torch.bool, device=now.device).index_fill_(0, written, False)
         assert torch.equal(bits(now[untouched]), bits(then[untouched])), f"another slot of {name} was written"
     for name in set(Inputs._fields) - {"k_cache", "v_cache"}:
         assert torch.equal(getattr(inputs, name), getattr(before, name)), f"{name} was written to"
@@ -173,7 +172,7 @@ class TestSupports:
     def test_accepts(self, head_size: int, dtype: torch.dtype, device: str) -> None:
         geometry = geometry_of(head_size)
         assert supports_geometry(geometry)
-        assert supports(geometry, *make_inputs(geometry, 4, dtype, device))
+        assert supports(geometry, make_inputs(geometry, 4, dtype, device))
 
     @pytest.mark.parametrize(
         "change",
@@ -195,24 +194,24 @@ class TestSupports:
         qkv = inputs.qkv
         if change == "no tokens":
             empty = {"qkv": qkv[:0], "positions": inputs.positions[:, :0], "slots": inputs.slots[:0]}
-            assert not supports(geometry, *inputs._replace(**empty))
+            assert not supports(geometry, inputs._replace(**empty))
             return
         if change == "float32":
             floats = {name: getattr(inputs, name).float() for name in Inputs._fields[:4] + Inputs._fields[5:7]}
-            assert not supports(geometry, *inputs._replace(**floats))
+            assert not supports(geometry, inputs._replace(**floats))
             return
         if change == "meta":
-            assert not supports(geometry, *(t.to("meta") for t in inputs))
+            assert not supports(geometry, Inputs(*(t.to("meta") for t in inputs)))
             return
         bad = {"1-d": qkv.flatten(), "width": qkv[:, :-64].contiguous(), "strided": qkv.repeat(1, 2)[:, : qkv.shape[1]]}
-        assert not supports(geometry, *inputs._replace(qkv=bad[change]))
+        assert not supports(geometry, inputs._replace(qkv=bad[change]))
 
     @pytest.mark.parametrize("name", ["q_weight", "k_weight"])
     @pytest.mark.parametrize("change", ["float32", "length", "strided", "meta"])
     def test_rejects_a_weight(self, geometry: Geometry, inputs: Inputs, name: str, change: str) -> None:
         weight = getattr(inputs, name)
         bad = {"float32": weight.float(), "length": weight[:64], "strided": weight.repeat(2)[::2]}
-        assert not supports(geometry, *inputs._replace(**{name: bad.get(change, weight.to("meta"))}))
+        assert not supports(geometry, inputs._replace(**{name: bad.get(change, weight.to("meta"))}))
 
     @pytest.mark.parametrize("change", ["float32", "width", "3-d", "strided", "meta"])
     def test_rejects_cos_sin(self, geometry: Geometry, inputs: Inputs, change: str) -> None:
@@ -223,13 +222,13 @@ class TestSupports:
             "3-d": table[None],
             "strided": table.repeat(1, 2)[:, :128],
         }
-        assert not supports(geometry, *inputs._replace(cos_sin=bad.get(change, table.to("meta"))))
+        assert not supports(geometry, inputs._replace(cos_sin=bad.get(change, table.to("meta"))))
 
     @pytest.mark.parametrize("change", ["int32", "one axis", "1-d", "tokens", "meta"])
     def test_rejects_positions(self, geometry: Geometry, inputs: Inputs, change: str) -> None:
         at = inputs.positions
         bad = {"int32": at.int(), "one axis": at[:1], "1-d": at[0], "tokens": at[:, :3]}
-        assert not supports(geometry, *inputs._replace(positions=bad.get(change, at.to("meta"))))
+        assert not supports(geometry, inputs._replace(positions=bad.get(change, at.to("meta"))))
 
     @pytest.mark.parametrize("name", ["k_cache", "v_cache"])
     @pytest.mark.parametrize("change", ["float8", "5-d", "2-d", "heads", "width", "strided", "meta"])
@@ -243,19 +242,19 @@ class TestSupports:
             "width": cache[..., :64],
             "strided": cache.transpose(1, 2).contiguous().transpose(1, 2),
         }
-        assert not supports(geometry, *inputs._replace(**{name: bad.get(change, cache.to("meta"))}))
+        assert not supports(geometry, inputs._replace(**{name: bad.get(change, cache.to("meta"))}))
 
     @pytest.mark.parametrize("change", ["int32", "tokens", "2-d", "strided", "meta"])
     def test_rejects_slots(self, geometry: Geometry, inputs: Inputs, change: str) -> None:
         slots = inputs.slots
         bad = {"int32": slots.int(), "tokens": slots[:3], "2-d": slots[None], "strided": slots.repeat(2)[::2]}
-        assert not supports(geometry, *inputs._replace(slots=bad.get(change, slots.to("meta"))))
+        assert not supports(geometry, inputs._replace(slots=bad.get(change, slots.to("meta"))))
 
     def test_needs_the_interpreter_for_a_cpu_tensor(self, geometry: Geometry, monkeypatch: pytest.MonkeyPatch) -> None:
         inputs = make_inputs(geometry, 4, torch.float16, "cpu")
         for interpreted in (True, False):
             monkeypatch.setattr(kernel, "_INTERPRETED", interpreted)
-            assert supports(geometry, *inputs) is interpreted
+            assert supports(geometry, inputs) is interpreted
 
 
 class TestLaunchConfig:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from patches.kernels import qk_norm_mrope as kernel
-from patches.kernels.qk_norm_mrope import Geometry, qk_norm_mrope, supports
-from tests.kernels.mrope_reference import MAX_POSITION, Inputs, assert_rotated, expected, make_inputs
+from patches.kernels.qk_norm_mrope import Geometry, qk_norm_mrope
+from tests.kernels.mrope_reference import MAX_POSITION, Inputs, assert_rotated, expected, make_inputs, supports
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -63,7 +63,7 @@ def test_the_host_never_waits_for_the_gpu(dtype: torch.dtype) -> None:
     qk_norm_mrope(GEOMETRY, *inputs)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        assert supports(GEOMETRY, *inputs)
+        assert supports(GEOMETRY, inputs)
         qk_norm_mrope(GEOMETRY, *inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -105,4 +105,4 @@ def test_tensors_of_a_device_that_is_not_current(dtype: torch.dtype) -> None:
     assert torch.cuda.current_device() == 0
     assert q.device == inputs.qkv.device
     check(inputs, q)
-    assert not supports(GEOMETRY, *inputs._replace(slots=inputs.slots.to("cuda:0")))
+    assert not supports(GEOMETRY, inputs._replace(slots=inputs.slots.to("cuda:0")))

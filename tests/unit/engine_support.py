@@ -15,7 +15,8 @@ import overlay
 from overlay import fingerprint
 from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant
 from overlay.platform import Platform
-from overlay.registry import Registry
+from overlay.registry import Registry, builtin
+from overlay.source import module_file
 
 ROOT = Path(overlay.__file__).parents[1]
 LAYERNORM = "sglang/srt/layers/layernorm.py"
@@ -67,7 +68,9 @@ def synthetic(root: Path, version: str = "0.5.9", **changed: str | bytes) -> Pat
 def slim_copy(release: Path, root: Path) -> Path:
     """What the built-in patches read of a real release, copied."""
     version = next(name for name in ("sglang/_version.py", "sglang/version.py") if (release / name).exists())
-    files = {name: (release / name).read_bytes() for name in (version, "sglang/__init__.py", LAYERNORM)}
+    modules = {image.slot.module for patch in builtin() for variant in patch.variants for image in variant.images}
+    sources = {name for module in modules for name in module_file(module) if (release / name).exists()}
+    files = {name: (release / name).read_bytes() for name in (version, "sglang/__init__.py", *sorted(sources))}
     return write_tree(root, files)
 
 

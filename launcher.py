@@ -58,7 +58,7 @@ class _Leading(click.Command):
             if name not in flags:
                 break
             at += 1 if equals or flags[name] else 2
-        late = {name for name in flags if name in {arg.partition("=")[0] for arg in args[at:]}} - {"--help"}
+        late = (flags.keys() & {arg.partition("=")[0] for arg in args[at:]}) - {"--help"}
         if late and self.own_options_only_first:
             raise click.UsageError(
                 f"{min(late)} comes after sglang's arguments: the options of amd-sglang go first.", ctx

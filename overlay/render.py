@@ -87,7 +87,7 @@ def explanation(patch: Patch) -> str:
 
 
 def status_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """One line per process and patch."""
+    """One line per process and patch; a process is named on its first line."""
     if not rows:
         return "No run of amd-sglang is alive for this user (see --all, and AMD_SGLANG_RUN_DIR)."
     lines = []
@@ -96,9 +96,10 @@ def status_table(rows: Sequence[Mapping[str, object]]) -> str:
             lines.append(("?", "?", "unknown", "", "", f"{row['error']} ({row['file']})"))
             continue
         life = ("ready" if row["ready"] else "starting") if row["alive"] else "ended"
+        process = (str(row["pid"]), f"{row['role']}{_ranks(row['ranks'])}", life)
         for patch in _dicts(row["patches"]):
-            role = f"{row['role']}{_ranks(row['ranks'])}"
-            lines.append((str(row["pid"]), role, life, str(patch["id"]), str(patch["state"]), str(patch["reason"])))
+            lines.append((*process, str(patch["id"]), str(patch["state"]), str(patch["reason"])))
+            process = ("", "", "")
     notes = sorted({_note(row) for row in rows if "error" not in row})
     return "\n".join([*notes, table(("PID", "ROLE", "LIFE", "PATCH", "STATE", "WHY"), lines)])
 

@@ -70,7 +70,7 @@ class Ledger:
                 _set(change.owner, change.name, change.installed)
                 if _peek(change.owner, change.name) is not change.installed:
                     raise InstallError(f"{change.slot} did not keep what was put there")
-        except BaseException:
+        except BaseException:  # also an interrupt must not leave half a group behind
             _restore(done)
             raise
         self._changes[key] = tuple(pending)

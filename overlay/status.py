@@ -50,7 +50,7 @@ def write(run_dir: Path, name: str, document: Mapping[str, object]) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump(document, stream)
         os.replace(temporary, run_dir / name)
-    except BaseException:
+    except BaseException:  # also an interrupt must not leave litter behind
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise

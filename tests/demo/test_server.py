@@ -102,7 +102,9 @@ def test_leaving_the_context_by_an_error_ends_orphans_too(tmp_path: Path) -> Non
 
 def test_interrupt_of_the_caller_ends_the_server(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from demo.server import Server\n"
+        "import signal, sys, time; from pathlib import Path; from demo.server import Server\n"
+        # A shell starts its background jobs with SIGINT ignored, and children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"command = [sys.executable, {str(TINY)!r}, '{{port}}', 'children']\n"
         f"with Server(command, log=Path({str(tmp_path / 'log')!r})) as s:\n"
         "    s.wait_ready(20); print(s.pid, flush=True); time.sleep(60)\n"

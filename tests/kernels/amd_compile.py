@@ -7,16 +7,13 @@ because it needs Triton's compiler in a process where the other tests run Triton
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections import Counter
 from typing import Any, NamedTuple
 
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.compiler import compile as triton_compile
 
 from patches.kernels import gemma_rmsnorm as kernel
+from tests.kernels.amd_assembly import build
 
 # One length for each tile that launch_config chooses, and 5120: two of its blocks in five are masked.
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 5120, 8192, 16384)
@@ -47,7 +44,7 @@ def variants() -> list[Variant]:
     ]
 
 
-def compile_variant(variant: Variant, arch: str, warp_size: int) -> dict[str, Any]:
+def compile_variant(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     """Compiles as the launcher does for contiguous tensors: 16-byte aligned pointers, strides that 16 divides."""
     total = None if variant.residual is None else "fp32" if variant.residual == "fp32" else variant.x
     pointers = {
@@ -58,33 +55,16 @@ def compile_variant(variant: Variant, arch: str, warp_size: int) -> dict[str, An
         "post_ptr": variant.post,
         "weight_ptr": variant.weight,
     }
-    config = kernel.launch_config(variant.n, warp_size)
+    config = kernel.launch_config(variant.n, target.warp_size)
     constants: dict[str, Any] = {name: None for name, element in pointers.items() if element is None}
     constants |= {"N": variant.n, "BLOCK": config.block, "ROWS": config.rows}
-    signature = {name: "constexpr" if element is None else f"*{element}" for name, element in pointers.items()}
+    signature = {name: f"*{element}" for name, element in pointers.items() if element is not None}
     signature |= {"m": "i32", "x_stride": "i32", "residual_stride": "i32", "post_stride": "i32", "eps": "fp32"}
-    signature |= dict.fromkeys(("N", "BLOCK", "ROWS"), "constexpr")
     aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith("_stride")]
-    names = kernel._gemma_rmsnorm_kernel.arg_names
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(kernel._gemma_rmsnorm_kernel, signature, constants, attributes)
-    compiled = triton_compile(source, target=GPUTarget("hip", arch, warp_size), options={"num_warps": config.num_warps})
-    assembly = compiled.asm["amdgcn"]
-
-    def metadata(key: str) -> int:
-        found = re.search(rf"\.{key}:\s+(\d+)", assembly)
-        assert found is not None, f"{key} is not in the assembly"
-        return int(found.group(1))
-
-    return {
-        "variant": variant,
-        "config": config,
-        "vgpr_spills": metadata("vgpr_spill_count"),
-        "sgpr_spills": metadata("sgpr_spill_count"),
-        "memory_operations": Counter(re.findall(r"\b(?:global|buffer|scratch)_(?:load|store)_\w+", assembly)),
-    }
+    made = build(kernel._gemma_rmsnorm_kernel, signature, constants, aligned, config.num_warps, target)
+    return {"variant": variant, "config": config, **made}
 
 
 if __name__ == "__main__":
-    arch, warp_size = sys.argv[1], int(sys.argv[2])
-    json.dump([compile_variant(variant, arch, warp_size) for variant in variants()], sys.stdout)
+    chosen = GPUTarget("hip", sys.argv[1], int(sys.argv[2]))
+    json.dump([compile_variant(variant, chosen) for variant in variants()], sys.stdout)

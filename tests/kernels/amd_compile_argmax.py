@@ -7,16 +7,13 @@ module, because it needs Triton's compiler in a process where the other tests ru
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections import Counter
 from typing import Any
 
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.compiler import compile as triton_compile
 
 from patches.kernels import argmax as kernel
+from tests.kernels.amd_assembly import build
 
 COMPUTE_UNITS = 304
 BATCHES = (1, 304, 1000, 4000)
@@ -27,23 +24,10 @@ def compile_for(
     function: Any, signature: dict[str, str], constants: dict[str, Any], threads: int, target: GPUTarget
 ) -> dict[str, Any]:
     """Compiles as the launcher does: nothing is known of pointers and integers but their types."""
-    signature = signature | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(function, signature, constants, {})
-    compiled = triton_compile(source, target=target, options={"num_warps": threads // target.warp_size})
-    assembly = compiled.asm["amdgcn"]
-
-    def metadata(key: str) -> int:
-        found = re.search(rf"\.{key}:\s+(\d+)", assembly)
-        assert found is not None, f"{key} is not in the assembly"
-        return int(found.group(1))
-
     return {
         "variant": [function.__name__, *signature.values(), constants, threads],
         "aligned": constants.get("ALIGNED", False),
-        "vgprs": metadata("vgpr_count"),
-        "vgpr_spills": metadata("vgpr_spill_count"),
-        "sgpr_spills": metadata("sgpr_spill_count"),
-        "memory_operations": Counter(re.findall(r"\b(?:global|buffer|flat|scratch)_(?:load|store)_\w+", assembly)),
+        **build(function, signature, constants, [], threads // target.warp_size, target),
     }
 
 

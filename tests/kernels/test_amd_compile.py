@@ -5,45 +5,21 @@ No GPU is needed: Triton carries the AMD code generator.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-HERE = Path(__file__).parent
-# MI300, MI350 (64-wide waves) and a Radeon (32-wide)
-ARCHITECTURES = {"gfx942": 64, "gfx950": 64, "gfx1100": 32}
+from tests.kernels.amd_builds import ARCHITECTURES, Build, builds_of, spilling
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    environment = os.environ | {
-        "TRITON_INTERPRET": "0",
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
-        "PYTHONPATH": str(HERE.parents[1]),
-    }
-    command = [sys.executable, str(HERE / "amd_compile.py"), request.param, str(ARCHITECTURES[request.param])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    result: list[dict[str, Any]] = json.loads(done.stdout)
-    assert result
-    return result
+def builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Build]:
+    return builds_of("amd_compile.py", request.param, tmp_path_factory.mktemp("triton"))
 
 
-def test_nothing_spills(builds: list[dict[str, Any]]) -> None:
-    spilling = [
-        build
-        for build in builds
-        if build["vgpr_spills"] or build["sgpr_spills"] or any("scratch" in op for op in build["memory_operations"])
-    ]
-    assert not spilling
+def test_nothing_spills(builds: list[Build]) -> None:
+    assert not spilling(builds)
 
 
-def test_every_access_is_16_bytes_wide(builds: list[dict[str, Any]]) -> None:
+def test_every_access_is_16_bytes_wide(builds: list[Build]) -> None:
     """Of aligned rows. A float32 sum of 16-bit inputs is stored from twice as many registers, 16 bytes each too."""
     narrow = [
         (build["variant"], build["config"], op)

@@ -18,6 +18,7 @@ from overlay import runtime, simulate
 from overlay.install import held
 from overlay.model import State
 from overlay.preimage import Proof
+from tests.patches.in_release.vllm_placeholder import provide_vllm
 
 KERNEL = "triton:patches.kernels.gemma_rmsnorm._gemma_rmsnorm_kernel"
 SIZES = [64, 128, 256, 2048, 5120]
@@ -154,6 +155,7 @@ def test_torch_compile_fullgraph_equals_eager(norm_class: type[Any]) -> None:
 
 def test_the_targets_of_sglangs_processes_can_be_pickled(norm_class: type[Any]) -> None:
     """sglang spawns its children: a wrapped target could not be sent to them."""
+    provide_vllm()
     from sglang.srt.managers.data_parallel_controller import run_data_parallel_controller_process
     from sglang.srt.managers.detokenizer_manager import run_detokenizer_process
     from sglang.srt.managers.scheduler import run_scheduler_process

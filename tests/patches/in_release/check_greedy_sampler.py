@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -24,22 +22,13 @@ from overlay import runtime, simulate
 from overlay.install import held
 from overlay.model import State
 from overlay.preimage import Proof
+from tests.patches.in_release.vllm_placeholder import provide_vllm
 
 KERNEL = "triton:patches.kernels.argmax._argmax_kernel"
 VOCABS = [151666, 50257, 151936, 1]
 INF, NAN = float("inf"), float("nan")
 
 Step = Callable[..., tuple[Tensor, Any]]
-
-
-def provide_vllm() -> None:
-    """The oldest two import vLLM's operators wherever they run on ROCm (moe_runner/triton.py:44); none is called."""
-    if importlib.metadata.version("sglang") in ("0.5.6.post2", "0.5.7"):
-        package, operators = (
-            importlib.util.module_from_spec(ModuleSpec(n, None)) for n in ("vllm", "vllm._custom_ops")
-        )
-        package.__dict__["_custom_ops"], operators.__dict__["rotary_embedding"] = operators, None
-        sys.modules.update({"vllm": package, "vllm._custom_ops": operators})
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,10 @@ queries and writes the cache as every real one does.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -28,19 +25,12 @@ from overlay.model import State
 from overlay.preimage import Proof
 from patches.kernels.qk_norm_mrope import Geometry
 from tests.kernels.mrope_reference import Inputs, assert_rotated, expected
+from tests.patches.in_release.vllm_placeholder import provide_vllm
 
 AITER = "aiter.ops.fused_qk_norm_mrope_cache_quant.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle"
 BY_AITER = os.environ.get("AMD_SGLANG_QWEN3_ATTENTION_BACKEND") == "aiter"
 FUSED = AITER if BY_AITER else "triton:patches.kernels.qk_norm_mrope._qk_norm_mrope_kernel"
 HIDDEN, HEADS, KV_HEADS, D, SLOTS, MAX_POSITION = 64, 4, 2, 128, 32, 256
-
-
-def provide_vllm() -> None:
-    """The oldest two import vLLM's operators wherever they run on ROCm (moe_runner/triton.py:44); none runs here."""
-    if importlib.metadata.version("sglang") in ("0.5.6.post2", "0.5.7"):
-        package, operators = (module_from_spec(ModuleSpec(name, None)) for name in ("vllm", "vllm._custom_ops"))
-        package.__dict__["_custom_ops"], operators.__dict__["rotary_embedding"] = operators, None
-        sys.modules.update({"vllm": package, "vllm._custom_ops": operators})
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,11 @@ class Image:
     slot: Slot
     digests: frozenset[str]
 
+    @classmethod
+    def of(cls, slot: Slot, *digests: str) -> Image:
+        """The image of a slot with these sources."""
+        return cls(slot, frozenset(digests))
+
 
 @dataclass(frozen=True)
 class Target:
@@ -85,6 +90,10 @@ class Facts:
 
     platform: Platform
     environ: dict[str, str]
+
+    def is_on(self, name: str) -> bool:
+        """Whether a boolean variable of sglang is set, as `get_bool_env_var` of every release reads it."""
+        return self.environ.get(name, "false").lower() in ("true", "1")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ How we know it is right. The name that `Sampler.forward` calls is bound to `patc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from overlay.fingerprint import IMPORT
@@ -44,15 +44,10 @@ def make_greedy_sample(_original: object) -> Callable[[Tensor, Tensor], None]:
     return greedy_sample
 
 
-def _is_on(environ: Mapping[str, str], name: str) -> bool:
-    """As `get_bool_env_var` of every release reads it."""
-    return environ.get(name, "false").lower() in ("true", "1")
-
-
 def _where_aiter_is_called(facts: Facts) -> Need:
-    if not _is_on(facts.environ, _USE_AITER):
+    if not facts.is_on(_USE_AITER):
         return Need(False, f"{_USE_AITER} is off: this release then takes torch.argmax")
-    if _is_on(facts.environ, _DISABLE):
+    if facts.is_on(_DISABLE):
         return Need(False, f"{_DISABLE} is on: this release then takes torch.argmax")
     return Need(True, "fix of #27247: aiter.greedy_sample, which this release calls, can return vocab_size as a token")
 
@@ -63,11 +58,7 @@ def _except_on_gfx1250(facts: Facts) -> Need:
     return _where_aiter_is_called(facts)
 
 
-def _image(slot: Slot, *digests: str) -> Image:
-    return Image(slot, frozenset(digests))
-
-
-_IMPORTED = _image(_GREEDY_SAMPLE, f"{IMPORT}aiter.greedy_sample")
+_IMPORTED = Image.of(_GREEDY_SAMPLE, f"{IMPORT}aiter.greedy_sample")
 _TARGETS = (Target(_GREEDY_SAMPLE, Method.REPLACE, make_greedy_sample),)
 
 PATCH = Patch(
@@ -84,7 +75,7 @@ PATCH = Patch(
             name="aiter",
             images=(
                 _IMPORTED,
-                _image(_FORWARD, "7dad8b308d5b6f38", "41e7575a192ff50d", "1ea27a7655c6fb68", "281ec3740fcf3f40"),
+                Image.of(_FORWARD, "7dad8b308d5b6f38", "41e7575a192ff50d", "1ea27a7655c6fb68", "281ec3740fcf3f40"),
             ),
             need=_where_aiter_is_called,
             targets=_TARGETS,
@@ -93,7 +84,7 @@ PATCH = Patch(
             name="aiter-except-gfx1250",
             images=(
                 _IMPORTED,
-                _image(_FORWARD, "89ea4cb990e6b4c2", "e269ee0621458981", "4c043266ad3e901c", "6fc7d20e407a7b67"),
+                Image.of(_FORWARD, "89ea4cb990e6b4c2", "e269ee0621458981", "4c043266ad3e901c", "6fc7d20e407a7b67"),
             ),
             need=_except_on_gfx1250,
             targets=_TARGETS,

@@ -93,15 +93,10 @@ def _always(reason: str) -> Callable[[Facts], Need]:
 
 
 def _unless_aiter(facts: Facts) -> Need:
-    """0.5.16+ takes its own Triton kernel exactly if SGLANG_USE_AITER is "1" or "true" (get_bool_env_var)."""
-    value = facts.environ.get("SGLANG_USE_AITER", "false")
-    if value.lower() in ("1", "true"):
+    """0.5.16+ takes its own Triton kernel exactly if SGLANG_USE_AITER is on."""
+    if facts.is_on("SGLANG_USE_AITER"):
         return Need(False, "upstream's Triton kernel is taken, since SGLANG_USE_AITER is on")
     return Need(True, "upstream takes its Triton kernel only with SGLANG_USE_AITER, which is off here")
-
-
-def _image(slot: Slot, *digests: str) -> Image:
-    return Image(slot, frozenset(digests))
 
 
 _FORWARD = Target(_HIP, Method.REPLACE, make_forward_hip)
@@ -121,9 +116,9 @@ PATCH = Patch(
         Variant(
             name="unfused",
             images=(
-                _image(_INIT, "5d54af9f0e70f5fc"),
-                _image(_HIP, ABSENT),
-                _image(_NATIVE, "ebcbe12728b4ee1a", "0cfedfd49896b8b0", "78568b4436593103"),
+                Image.of(_INIT, "5d54af9f0e70f5fc"),
+                Image.of(_HIP, ABSENT),
+                Image.of(_NATIVE, "ebcbe12728b4ee1a", "0cfedfd49896b8b0", "78568b4436593103"),
             ),
             need=_always("back-port of #21188: this release runs GemmaRMSNorm unfused on ROCm"),
             targets=(_FORWARD, Target(_INIT, Method.WRAP, make_init)),
@@ -131,9 +126,9 @@ PATCH = Patch(
         Variant(
             name="rounded-weight",
             images=(
-                _image(_INIT, "320f6508a5b050ea", "4ae6967a90637517", "ac2438c1e0357473"),
-                _image(_HIP, "bf63f234680d5a8d", "866e677074b4c0f2"),
-                _image(_NATIVE, "78568b4436593103"),
+                Image.of(_INIT, "320f6508a5b050ea", "4ae6967a90637517", "ac2438c1e0357473"),
+                Image.of(_HIP, "bf63f234680d5a8d", "866e677074b4c0f2"),
+                Image.of(_NATIVE, "78568b4436593103"),
             ),
             need=_always("fix of #21188: this release rounds 1 + weight to the activation dtype, or runs unfused"),
             targets=(_FORWARD,),
@@ -141,9 +136,9 @@ PATCH = Patch(
         Variant(
             name="triton-with-aiter",
             images=(
-                _image(_INIT, "ac2438c1e0357473"),
-                _image(_HIP, "b5da0705762caa8e"),
-                _image(_NATIVE, "78568b4436593103"),
+                Image.of(_INIT, "ac2438c1e0357473"),
+                Image.of(_HIP, "b5da0705762caa8e"),
+                Image.of(_NATIVE, "78568b4436593103"),
             ),
             need=_unless_aiter,
             targets=(_FORWARD,),

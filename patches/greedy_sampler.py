@@ -93,11 +93,7 @@ def _needed(_facts: Facts) -> Need:
     return Need(True, "back-port of #26383: this release takes torch.argmax for greedy batches on ROCm")
 
 
-def _image(slot: Slot, *digests: str) -> Image:
-    return Image(slot, frozenset(digests))
-
-
-_LOGITS = _image(_PREPROCESS, "68c418a11fdd2c62")
+_LOGITS = Image.of(_PREPROCESS, "68c418a11fdd2c62")
 
 PATCH = Patch(
     id="greedy-sampler",
@@ -112,10 +108,10 @@ PATCH = Patch(
         Variant(
             name="inlined-sync",
             images=(
-                _image(_FORWARD, "b75eee00ecfdd6ac"),
-                _image(_INIT, "32a2233102d31dca"),
+                Image.of(_FORWARD, "b75eee00ecfdd6ac"),
+                Image.of(_INIT, "32a2233102d31dca"),
                 _LOGITS,
-                _image(_SYNC, ABSENT),
+                Image.of(_SYNC, ABSENT),
             ),
             need=_needed,
             targets=(Target(_FORWARD, Method.REPLACE, make_forward_with_inlined_sync),),
@@ -123,9 +119,9 @@ PATCH = Patch(
         Variant(
             name="sync-method",
             images=(
-                _image(_FORWARD, "1b5e2e7718b781f1"),
+                Image.of(_FORWARD, "1b5e2e7718b781f1"),
                 _LOGITS,
-                _image(_SYNC, "94bbd120e0eae0c7"),
+                Image.of(_SYNC, "94bbd120e0eae0c7"),
             ),
             need=_needed,
             targets=(Target(_FORWARD, Method.REPLACE, make_forward),),

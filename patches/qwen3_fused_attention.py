@@ -150,7 +150,7 @@ def _fused(_facts: Facts) -> Need:
 
 
 def _image(module: str, qualname: str, *digests: str) -> Image:
-    return Image(Slot(module, qualname), frozenset(digests))
+    return Image.of(Slot(module, qualname), *digests)
 
 
 _FORWARD = Slot(_MODEL, "Qwen3Attention.forward")
@@ -169,7 +169,7 @@ PATCH = Patch(
             name="stepwise",
             images=(
                 _image(_MODEL, "Qwen3Attention.__init__", "c9e3a07c70b7b692"),
-                Image(_FORWARD, frozenset({"07f217998484e0a6", "f95a85f74101c746", "44ae903a6e9c124c"})),
+                Image.of(_FORWARD, "07f217998484e0a6", "f95a85f74101c746", "44ae903a6e9c124c"),
                 _image(_MODEL, "Qwen3Attention.forward_prepare_native", "a481fb69ca669615", "18bf98c474133af5"),
                 _image(
                     "sglang.srt.layers.radix_attention",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 from demo.layout import ROOT
 from demo.provision import release_pythonpath
@@ -13,3 +15,14 @@ def environment(release: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AMD_SGLANG_", "SGLANG_"))}
     folders = [*map(str, release_pythonpath(release)), str(ROOT)]
     return {**kept, "PYTHONPATH": os.pathsep.join(folders)}
+
+
+def run_simulated(release: str, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m overlay --simulate gfx942 COMMAND...` with `release`, and `environ` added to its environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "overlay", "--simulate", "gfx942", *command],
+        env={**environment(release), **environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -11,7 +11,6 @@ maximum is the answer.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import NamedTuple
 
@@ -19,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from patches.kernels import device
 
 MAX_VOCAB_SIZE = 2**31
 """Longest row, in columns: the last one is the largest int32."""
@@ -219,9 +220,6 @@ def supports(logits: Tensor) -> bool:
     )
 
 
-_NO_GUARD = contextlib.nullcontext()
-
-
 def greedy_argmax(logits: Tensor, out: Tensor | None = None, *, dtype: torch.dtype = torch.int64) -> Tensor:
     """``torch.argmax(logits, -1)``: of equal maxima the first column, and before any other value the first NaN.
 
@@ -254,9 +252,7 @@ def greedy_argmax(logits: Tensor, out: Tensor | None = None, *, dtype: torch.dty
     if batch == 0:
         return out  # an empty grid is a launch error
     index = logits.get_device()  # -1 on the CPU
-    # Triton launches on the current device, whichever one the tensors live on.
-    guard = _NO_GUARD if index < 0 or index == torch.cuda.current_device() else torch.cuda.device(index)
-    with guard:
+    with device.guard(index):
         _launch(out, logits, index)
     return out
 

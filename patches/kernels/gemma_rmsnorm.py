@@ -13,7 +13,6 @@ by the next call and by every graph captured before.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from patches.kernels import device
 
 MAX_HIDDEN_SIZE = 16384
 """Longest row, in elements, that one program holds in registers without spilling."""
@@ -197,9 +198,6 @@ def _as_rows(t: Tensor, n: int) -> Tensor:
     return t if t.stride(1) == 1 else t.contiguous()
 
 
-_NO_GUARD = contextlib.nullcontext()
-
-
 def _launch(
     y: Tensor, s: Tensor | None, x: Tensor, residual: Tensor | None, post: Tensor | None, weight: Tensor, eps: float
 ) -> None:
@@ -217,9 +215,7 @@ def _launch(
             post_stride = post.stride(0)
     block, rows, num_warps = _current_launch_config(n)
     index = x.get_device()  # -1 on the CPU
-    # Triton launches on the current device, whichever one the tensors live on.
-    guard = _NO_GUARD if index < 0 or index == torch.cuda.current_device() else torch.cuda.device(index)
-    with guard:
+    with device.guard(index):
         _gemma_rmsnorm_kernel[((m + rows - 1) // rows,)](
             y, s, x, residual, post, weight, m, x.stride(0), residual_stride, post_stride, eps,
             N=n, BLOCK=block, ROWS=rows, num_warps=num_warps,

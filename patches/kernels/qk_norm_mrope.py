@@ -14,7 +14,6 @@ bit. A rotated element differs from that definition only where the float32 norm 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import NamedTuple
 
@@ -22,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from patches.kernels import device
 
 HEAD_SIZES = (64, 128, 256)
 """Head sizes that the kernel is written for, in elements."""
@@ -297,9 +298,6 @@ def supports_tensors(
     )
 
 
-_NO_GUARD = contextlib.nullcontext()
-
-
 def qk_norm_mrope(
     geometry: Geometry,
     qkv: Tensor,
@@ -337,9 +335,7 @@ def qk_norm_mrope(
     q_out = torch.empty((tokens, num_q_heads * head_size), dtype=qkv.dtype, device=qkv.device)
     (heads, num_warps), groups = _current_launch(geometry)
     index = qkv.get_device()  # -1 on the CPU
-    # Triton launches on the current device, whichever one the tensors live on.
-    guard = _NO_GUARD if index < 0 or index == torch.cuda.current_device() else torch.cuda.device(index)
-    with guard:
+    with device.guard(index):
         _qk_norm_mrope_kernel[(tokens, groups)](
             q_out, k_cache, v_cache, qkv, q_weight, k_weight, cos_sin, positions, slots,
             positions.stride(0), positions.stride(1),

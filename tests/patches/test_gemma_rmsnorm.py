@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.releases import environment
+from tests.releases import run_simulated as run
 
 CHECKS = Path(__file__).parent / "in_release" / "check_gemma_rmsnorm.py"
-
-
-def run(release: str, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "overlay", "--simulate", "gfx942", *command],
-        env={**environment(release), **environ},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.engine

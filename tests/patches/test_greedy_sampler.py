@@ -21,7 +21,7 @@ from overlay.platform import Platform
 from overlay.registry import Registry
 from overlay.source import DirectoryTree
 from patches import fix_aiter_greedy_sample, greedy_sampler
-from tests.releases import environment
+from tests.releases import run_simulated as run
 from tests.unit.engine_support import RELEASES
 
 IN_RELEASE = Path(__file__).parent / "in_release"
@@ -31,16 +31,6 @@ CHECKS = {
     **dict.fromkeys((*EARLY, *LATE), "check_greedy_sampler.py"),
     **dict.fromkeys(("0.5.13", "0.5.23"), "check_fix_aiter_greedy_sample.py"),
 }
-
-
-def run(release: str, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "overlay", "--simulate", "gfx942", *command],
-        env={**environment(release), **environ},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,23 +13,13 @@ from overlay.plan import make_plan
 from overlay.registry import Registry
 from overlay.source import DirectoryTree
 from patches.qwen3_fused_attention import PATCH
-from tests.releases import environment
+from tests.releases import run_simulated as run
 from tests.unit.engine_support import RELEASES, ROCM
 
 CHECKS = Path(__file__).parent / "in_release" / "check_qwen3_fused_attention.py"
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS))
 BACKEND = "AMD_SGLANG_QWEN3_ATTENTION_BACKEND"
 WITH_BODY = {BACKEND: "aiter", "AMD_SGLANG_SIMULATE_AITER": "v0.1.12"}
-
-
-def run(release: str, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "overlay", "--simulate", "gfx942", *command],
-        env={**environment(release), **environ},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.engine

@@ -93,6 +93,10 @@ class Ledger:
                 found.append((change.slot, now))
         return found
 
+    def fills(self, key: str, slot: Slot) -> bool:
+        """Whether `slot` holds what was installed under `key`."""
+        return any(c.slot == slot and held(slot) is c.installed for c in self._changes.get(key, ()))
+
 
 def held(slot: Slot) -> object:
     """What a slot of an imported module holds: the raw `__dict__` entry, None where there is none.

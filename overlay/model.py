@@ -120,7 +120,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Patch:
-    """A versioned change to sglang: data, and plain functions in its targets."""
+    """A versioned change to sglang: data, and plain functions in its targets.
+
+    Two patches may fill one slot if they are declared `conflicts`, or if the later `requires` the earlier: then `make`
+    of the later receives what the earlier put there.
+    """
 
     id: str
     title: str

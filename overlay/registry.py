@@ -71,8 +71,8 @@ def _validated(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
             raise RegistryError(f"{patch.id} has no upper version bound: a release nobody has read may differ")
         for slot in {target.slot for variant in patch.variants for target in variant.targets}:
             for other in filled.setdefault(slot, []):
-                if other.id not in patch.conflicts and patch.id not in other.conflicts:
-                    raise RegistryError(f"{patch.id} and {other.id} both fill {slot} and are not declared conflicts")
+                if other.id not in (*patch.conflicts, *patch.requires) and patch.id not in other.conflicts:
+                    raise RegistryError(f"{patch.id} and {other.id} both fill {slot}: neither conflict nor requirement")
             filled[slot].append(patch)
         for variant in patch.variants:
             unseen = {target.slot for target in variant.targets} - {image.slot for image in variant.images}

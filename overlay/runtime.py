@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -82,8 +82,9 @@ class Runtime:
                 self._report.record(decision.patch.id, State.PLANNED, why)
         self._report.identify(role, ranks, ready=True)
         for patch_id in self._report.applied():
+            upon = {d.patch.id for d in self.plan.decisions if patch_id in d.patch.requires}
             for slot, now in self.ledger.lost(patch_id):
-                if not _still_ours(now, patch_id):
+                if not _still_ours(now, {patch_id, *upon}):
                     self._record(patch_id, State.CONFLICT, f"{slot} was replaced afterwards by {describe_owner(now)}")
         if self._doom is not None:
             self._leave(self._doom)
@@ -114,6 +115,8 @@ class Runtime:
                 return
             proofs = {name: Proof(module) for name, module in modules.items()}
             for report in decision.slots:
+                if any(self.ledger.fills(other, report.slot) for other in decision.patch.requires):
+                    continue  # proved when that patch was installed: this one stands upon it
                 objection = proofs[report.slot.module].objection(report.slot, held(report.slot), report.observed)
                 if objection is not None:
                     raise ConflictError(f"{report.slot} {objection}")
@@ -171,11 +174,11 @@ def _torch_is_rocm() -> bool:
     return torch is not None and bool(torch.version.hip)
 
 
-def _still_ours(value: object, patch_id: str) -> bool:
+def _still_ours(value: object, patch_ids: Set[str]) -> bool:
     """Whether a replacement wraps what we put there, following `__wrapped__` as functools.wraps leaves it."""
     seen = 0
     while value is not None and seen < 32:
-        if getattr(value, MARK, None) == patch_id:
+        if getattr(value, MARK, None) in patch_ids:
             return True
         value, seen = getattr(value, "__wrapped__", None), seen + 1
     return False

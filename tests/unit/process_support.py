@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 from overlay import runtime
 from overlay.model import Method, Patch, Target
@@ -22,6 +23,18 @@ def _raise(_original: object) -> object:
 
 def _around(_original: object) -> object:
     return lambda wrapped, _instance, args, kwargs: f"around {wrapped(*args, **kwargs)}"
+
+
+def _instead(original: Any) -> object:
+    return lambda self: f"around {original(self)}"
+
+
+def _stack(upper: Target) -> tuple[Patch, Patch]:
+    """A patch, and one that requires it and fills its slot once more."""
+    filled = variant(
+        ALPHA_IMAGE, BETA_IMAGE, targets=(upper, Target(BETA_IMAGE.slot, Method.REPLACE, returning("patched")))
+    )
+    return PATCH, replace(BETA_PATCH, requires=("alpha",), variants=(filled,))
 
 
 _ALPHA_FILLED = Target(ALPHA, Method.REPLACE, returning("patched"))
@@ -45,6 +58,8 @@ PATCHES: dict[str, tuple[Patch, ...]] = {
         replace(PATCH, variants=(variant(ALPHA_IMAGE, targets=(Target(ALPHA, Method.REPLACE, _raise),)),)),
         replace(BETA_PATCH, requires=("alpha",)),
     ),
+    "wrapped twice": _stack(Target(ALPHA, Method.WRAP, _around)),
+    "replaced twice": _stack(Target(ALPHA, Method.REPLACE, _instead)),
     "wrapping": (replace(PATCH, variants=(variant(ALPHA_IMAGE, targets=(Target(ALPHA, Method.WRAP, _around),)),)),),
 }
 

@@ -49,6 +49,13 @@ def test_two_patches_of_one_slot_are_taken_if_either_excludes_the_other(declared
     assert Registry((first, twin)).ids == ("alpha", "twin")
 
 
+def test_two_patches_of_one_slot_are_taken_if_the_second_requires_the_first() -> None:
+    upon = replace(PATCH, id="upon", requires=("alpha",))
+    assert Registry((PATCH, upon)).ids == ("alpha", "upon")
+    with pytest.raises(RegistryError, match="other and upon both fill"):
+        Registry((PATCH, upon, replace(PATCH, id="other", requires=("alpha",))))
+
+
 def test_an_id_that_no_switch_could_name_is_refused() -> None:
     with pytest.raises(RegistryError, match="Alpha Patch"):
         Registry((replace(PATCH, id="Alpha Patch"),))

@@ -117,6 +117,42 @@ def test_a_hook_around_ours_is_no_conflict(scenario: Scenario, patches: str) -> 
     assert ended.states()["alpha"][0] == "applied"
 
 
+STACKS = pytest.mark.parametrize("stack", ["wrapped twice", "replaced twice"])
+
+
+@STACKS
+@pytest.mark.parametrize("order", [(ALPHA, BETA), (BETA, ALPHA)])
+def test_a_patch_may_stand_upon_one_it_requires(scenario: Scenario, stack: str, order: tuple[str, str]) -> None:
+    ended = scenario(stack, ACTIVATE + "".join(order) + "r.ready('scheduler', {})\n" + SHOW)
+    assert json.loads(ended.out) == ["around patched", PATCHED]
+    assert {name: state for name, (state, _) in ended.states().items()} == {"alpha": "applied", "beta": "applied"}
+
+
+@STACKS
+def test_a_stack_is_taken_down_from_the_top(scenario: Scenario, stack: str) -> None:
+    ended = scenario(stack, ACTIVATE + ALPHA + BETA + UNDO + SHOW)
+    assert json.loads(ended.out) == [UPSTREAM, UPSTREAM]
+    assert {state for state, _ in ended.states().values()} == {"rolled-back"}
+
+
+@STACKS
+def test_a_hook_around_a_stack_is_no_conflict(scenario: Scenario, stack: str) -> None:
+    ended = scenario(stack, ACTIVATE + ALPHA + BETA + AROUND)
+    assert {state for state, _ in ended.states().values()} == {"applied"}, ended.err
+
+
+@STACKS
+def test_a_stack_that_somebody_replaced_is_lost_for_both(scenario: Scenario, stack: str) -> None:
+    ended = scenario(stack, ACTIVATE + BETA + TAKE + "r.ready('scheduler', {})\n")
+    assert {state for state, _ in ended.states().values()} == {"conflict"}
+
+
+def test_a_patch_is_not_put_upon_a_slot_that_was_taken_from_the_one_it_requires(scenario: Scenario) -> None:
+    ended = scenario("wrapped twice", ACTIVATE + TAKE + BETA + SHOW)
+    assert json.loads(ended.out) == ["theirs", UPSTREAM]
+    assert ended.states()["beta"][0] == "conflict"
+
+
 def test_ready_never_raises_into_sglang(scenario: Scenario) -> None:
     ended = scenario("alpha", ACTIVATE + ALPHA + "del sys.modules['sglang.srt.alpha']\nr.ready('scheduler', {})\n")
     assert ended.code == 0, ended.err

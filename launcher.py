@@ -11,12 +11,15 @@ import click
 
 import overlay
 from overlay import gates, render, status
-from overlay.errors import OverlayError
+from overlay.diff import diff_patch
+from overlay.doctor import examine
+from overlay.errors import NoSglangError, OverlayError
 from overlay.launch import Options, prepare, preview, run
-from overlay.plan import Plan, make_plan
+from overlay.model import Decision
+from overlay.plan import Plan, decision_to_json, make_plan
 from overlay.platform import KINDS, Platform, detect
 from overlay.registry import builtin
-from overlay.source import installed_tree, launch_search_path, open_tree
+from overlay.source import SourceTree, installed_tree, launch_search_path, open_tree
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -72,18 +75,37 @@ class _LeadingForSglang(_Leading):
     own_options_only_first = True
 
 
+#: Against the rules, out loud: the plan, the launch and every status say that they were used.
+_OVERRIDES = (
+    click.option("--trust-version", metavar="VERSION", help="Judge version ranges as if sglang were this release."),
+    click.option(
+        "--allow-drift", multiple=True, metavar="ID", help="Apply a patch although nobody has read this source."
+    ),
+)
+
+
+def _decorated(function: _Function, decorators: Sequence[Callable[[_Function], _Function]]) -> _Function:
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
+
+
+def _overriding(function: _Function) -> _Function:
+    return _decorated(function, _OVERRIDES)
+
+
 def _launch_options(function: _Function) -> _Function:
-    for decorate in reversed(
+    return _decorated(
+        function,
         (
             click.option("--strict", is_flag=True, help="Leave, rather than serve without a patch that was planned."),
             click.option("--enable", multiple=True, metavar="ID", help="Switch a patch on that is off by default."),
             click.option("--disable", multiple=True, metavar="ID", help="Switch a patch off."),
+            *_OVERRIDES,
             click.option("--simulate", metavar="ARCH", help="Simulate this ROCm GPU on the CPU (gfx942, gfx950)."),
             click.option("--dry-run", is_flag=True, help="Print the plan and the command, and start nothing."),
-        )
-    ):
-        function = decorate(function)
-    return function
+        ),
+    )
 
 
 @click.group(cls=_Commands)
@@ -116,7 +138,7 @@ def wrapper(ctx: click.Context, /, dry_run: bool, **options: object) -> None:
 
 def _start(command: Sequence[str], dry_run: bool, options: Mapping[str, object]) -> None:
     prepared = prepare(command, Options(**options), os.environ)  # type: ignore[arg-type]
-    click.echo(render.summary(prepared.plan), err=True)
+    click.echo(render.summary(prepared.plan, brief=True), err=True)
     if dry_run:
         click.echo(preview(prepared))
     else:
@@ -142,32 +164,52 @@ def list_patches(as_json: bool) -> None:
         click.echo(render.patch_table(registry))
 
 
+_sglang = click.option(
+    "--sglang", "path", metavar="PATH", help="An installed tree, an unpacked wheel, a checkout or a wheel."
+)
+
+
 @patches.command()
 @click.argument("patch_id", metavar="ID")
+@_sglang
 @_json
-def explain(patch_id: str, as_json: bool) -> None:
-    """Why a patch exists, what it replaces, when it applies and how it was verified."""
+def explain(patch_id: str, path: str | None, as_json: bool) -> None:
+    """Why a patch exists, what it replaces, when it applies, how it was verified, and what the sglang at hand needs."""
     patch = builtin().get(patch_id, "the command line")
-    _echo_json({"schema": 1, **render.patch_to_json(patch)}) if as_json else click.echo(render.explanation(patch))
+    here: Decision | None = None
+    try:
+        decided = _plan(path, "rocm", None, None, Options())
+    except NoSglangError:
+        at_hand = "no sglang is installed here: name one with --sglang"
+    else:
+        here = next(decision for decision in decided.decisions if decision.patch is patch)
+        at_hand = f"sglang {decided.version.text or '(no version)'} on ROCm: {here.state.value}: {here.reason}"
+    if as_json:
+        _echo_json({"schema": 1, **render.patch_to_json(patch), "here": here and decision_to_json(here)})
+    else:
+        click.echo(render.explanation(patch, at_hand))
 
 
 @patches.command()
-@click.option("--sglang", "path", metavar="PATH", help="An installed tree, an unpacked wheel, a checkout or a wheel.")
+@_sglang
 @click.option("--platform", "kind", type=click.Choice(KINDS), help="Decide for this platform.")
 @click.option("--arch", metavar="GFX", help="Decide for this GPU architecture, such as gfx942.")
 @click.option("--aiter", metavar="VERSION", help="Decide as if this aiter were installed, or `none`.")
+@_overriding
 @_json
-def plan(path: str | None, kind: str | None, arch: str | None, aiter: str | None, as_json: bool) -> None:
+def plan(
+    path: str | None, kind: str | None, arch: str | None, aiter: str | None, as_json: bool, **overrides: object
+) -> None:
     """What would be done to an sglang, and why. Imports neither sglang nor torch."""
-    decided = _plan(path, kind, arch, aiter)
+    decided = _plan(path, kind, arch, aiter, Options(**overrides))  # type: ignore[arg-type]
     _echo_json(decided.to_json()) if as_json else click.echo(render.summary(decided))
 
 
-def _plan(path: str | None, kind: str | None, arch: str | None, aiter: str | None) -> Plan:
+def _plan(path: str | None, kind: str | None, arch: str | None, aiter: str | None, options: Options) -> Plan:
     registry = builtin()
     gates.check(os.environ, registry.gates)
-    tree = open_tree(path) if path else installed_tree(launch_search_path(["-m"]))
-    found = detect(os.environ)
+    environ = options.over(os.environ, registry)
+    found = detect(environ)
     platform = Platform(
         kind or found.kind,
         arch or found.arch,
@@ -175,7 +217,21 @@ def _plan(path: str | None, kind: str | None, arch: str | None, aiter: str | Non
         found.vllm,
         found.simulated and kind is None,
     )
-    return make_plan(registry, tree, platform, os.environ)
+    return make_plan(registry, _tree(path), platform, environ)
+
+
+def _tree(path: str | None) -> SourceTree:
+    return open_tree(path) if path else installed_tree(launch_search_path(["-m"]))
+
+
+@patches.command("diff")
+@click.argument("patch_id", metavar="ID")
+@_sglang
+@_json
+def show_diff(patch_id: str, path: str | None, as_json: bool) -> None:
+    """The code a patch replaces in an sglang, beside the code it puts there."""
+    found = diff_patch(builtin().get(patch_id, "the command line"), _tree(path))
+    _echo_json(found.to_json()) if as_json else click.echo(render.patch_diff(found))
 
 
 @patches.command("status")
@@ -188,6 +244,17 @@ def show_status(everything: bool, as_json: bool) -> None:
     if not everything:
         rows = [row for row in rows if row["run"] in alive]
     _echo_json({"schema": status.SCHEMA, "processes": rows}) if as_json else click.echo(render.status_table(rows))
+
+
+@main.command(cls=_LeadingForSglang, options_metavar="[OPTIONS] [SGLANG_ARGS]...")
+@_json
+@click.pass_context
+def doctor(ctx: click.Context, /, as_json: bool) -> None:
+    """Look for what keeps a server here from starting, patching, overlapping streams or ending. Exit status 1 for a
+    warning, 2 for an error. Imports neither sglang nor torch; SGLANG_ARGS are those of the launch that is meant."""
+    report = examine(os.environ, ctx.obj)
+    _echo_json(report.to_json()) if as_json else click.echo(str(report))
+    ctx.exit(report.exit_code)
 
 
 def _echo_json(document: object) -> None:

@@ -18,8 +18,9 @@ NO_MODULE = "no-module"
 NO_OWNER = "no-owner"
 AMBIGUOUS = "ambiguous"
 UNREADABLE = "unreadable"
-#: Begins the observation of a name that is only imported.
+#: Begins the observation of a name that is only imported; CANDIDATES separates the places it may come from.
 IMPORT = "import "
+CANDIDATES = "|"
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 #: `type_comment` is a comment; `ctx` follows from position; `kind` is the u of u"".
@@ -37,7 +38,9 @@ def parse(source: bytes) -> ast.Module | None:
 def observe(tree: ast.Module, qualname: str) -> str:
     """The digest of the function or class at `qualname`, or ABSENT, NO_OWNER or AMBIGUOUS.
 
-    A name that one `from module import name` binds, and nothing else does, gives `import module.name`.
+    A name that only `from module import name` binds gives `import module.name`. Where several of them do (one per
+    platform, layernorm.py:66-72 of 0.5.7), it gives every place, in alphabetical order: `import a.name|b.name`. Which
+    of them ran is proved at run time, by `overlay.preimage`.
 
     AMBIGUOUS means that the text does not tell which binding is live: two definitions, or a definition and a plain
     assignment. A conditional import of the same name beside one definition is not ambiguous (0.5.7 layernorm.py:481
@@ -49,7 +52,24 @@ def observe(tree: ast.Module, qualname: str) -> str:
         return UNREADABLE
 
 
+def decorators(tree: ast.Module, qualname: str) -> tuple[str, ...]:
+    """What decorates the one definition at `qualname`, outermost first, without arguments: `functools.lru_cache`."""
+    found = _resolve(tree, qualname)
+    if not isinstance(found, _Definition):
+        return ()
+    called = (node.func if isinstance(node, ast.Call) else node for node in found.decorator_list)
+    return tuple(ast.unparse(node) for node in called)
+
+
 def _observe(tree: ast.Module, qualname: str) -> str:
+    found = _resolve(tree, qualname)
+    if found is None:
+        return ABSENT
+    return found if isinstance(found, str) else digest(found)
+
+
+def _resolve(tree: ast.Module, qualname: str) -> ast.AST | str | None:
+    """The one definition at `qualname`, what `_find` or a missing owner gives in its place, or None."""
     namespace: ast.Module | ast.ClassDef = tree
     *owners, name = qualname.split(".")
     for owner in owners:
@@ -59,10 +79,7 @@ def _observe(tree: ast.Module, qualname: str) -> str:
         if not isinstance(found, ast.ClassDef):
             return NO_OWNER
         namespace = found
-    found = _find(namespace, name)
-    if found is None:
-        return ABSENT
-    return found if isinstance(found, str) else digest(found)
+    return _find(namespace, name)
 
 
 def digest(node: ast.AST) -> str:
@@ -75,13 +92,27 @@ def _find(namespace: ast.Module | ast.ClassDef, name: str) -> ast.AST | str | No
     bindings = list(_bindings(namespace, name))
     if not bindings:
         return None
-    if len(bindings) == 1 and isinstance(bindings[0], ast.ImportFrom) and not bindings[0].level:
-        original = next(alias.name for alias in bindings[0].names if (alias.asname or alias.name) == name)
-        return f"{IMPORT}{bindings[0].module}.{original}"
+    imports = [node for node in bindings if isinstance(node, ast.ImportFrom) and not node.level]
+    if len(imports) == len(bindings):
+        return IMPORT + CANDIDATES.join(sorted({_imported(node, name) for node in imports}))
     definitions = [node for node in bindings if isinstance(node, _Definition)]
     others = [node for node in bindings if not isinstance(node, _Definition)]
     conditional = all(isinstance(node, ast.Import | ast.ImportFrom) and node not in namespace.body for node in others)
     return definitions[0] if len(definitions) == 1 and conditional else AMBIGUOUS
+
+
+def _imported(node: ast.ImportFrom, name: str) -> str:
+    """What `from module import original as name` binds to the name: `module.original`."""
+    original = [alias.name for alias in node.names if (alias.asname or alias.name) == name][-1]
+    return f"{node.module}.{original}"
+
+
+def imported_from(observed: str) -> tuple[tuple[str, str], ...]:
+    """The places an observation says a name is imported from, as pairs of module and attribute. Empty for any other."""
+    if not observed.startswith(IMPORT):
+        return ()
+    places = [place.rpartition(".") for place in observed.removeprefix(IMPORT).split(CANDIDATES)]
+    return tuple((module, attribute) for module, _, attribute in places)
 
 
 def _bindings(node: ast.AST, name: str) -> Iterator[ast.AST]:

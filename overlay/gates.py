@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from packaging.version import InvalidVersion, Version
+
 from overlay.errors import MalformedSwitchError, OverlayError
 
 PREFIX = "AMD_SGLANG_"
@@ -55,6 +57,18 @@ def id_list(text: str) -> tuple[str, ...]:
     return ids
 
 
+def released(text: str) -> str:
+    """A version that names one published source: no pre-release, no development build, no local label."""
+    wanted = "the version of a published release, such as 0.5.9 or 0.5.10.post1"
+    try:
+        version = Version(text)
+    except InvalidVersion:
+        raise ValueError(wanted) from None
+    if version.is_prerelease or version.local or not any(version.release):
+        raise ValueError(wanted)
+    return str(version)
+
+
 @dataclass(frozen=True)
 class OneOf:
     """A word out of a fixed set."""
@@ -71,6 +85,13 @@ OVERLAY = Gate(f"{PREFIX}OVERLAY", "set by the launcher: this process tree asked
 STRICT = Gate(f"{PREFIX}STRICT", "never serve with a patch that was planned and could not be applied", False, boolean)
 ENABLE = Gate[tuple[str, ...]](f"{PREFIX}ENABLE", "patch ids to switch on, separated by commas", (), id_list)
 DISABLE = Gate[tuple[str, ...]](f"{PREFIX}DISABLE", "patch ids to switch off, separated by commas", (), id_list)
+TRUST_VERSION = Gate(
+    f"{PREFIX}TRUST_VERSION", "judge version ranges as if sglang were this release; fingerprints decide as ever", "",
+    released,
+)  # fmt: skip
+ALLOW_DRIFT = Gate[tuple[str, ...]](
+    f"{PREFIX}ALLOW_DRIFT", "patch ids to apply although their source was never read, separated by commas", (), id_list
+)
 RUN_DIR = Gate(f"{PREFIX}RUN_DIR", "folder of the per-process status files", "", str)
 SIMULATE = Gate(f"{PREFIX}SIMULATE", "simulate this gfx architecture on the CPU", "", str)
 SIMULATE_AITER = Gate(f"{PREFIX}SIMULATE_AITER", "aiter version the simulation answers as", "auto", str)
@@ -78,7 +99,9 @@ SIMULATE_AITER = Gate(f"{PREFIX}SIMULATE_AITER", "aiter version the simulation a
 #: Handed from the launcher to its children. Not switches: nobody sets them by hand.
 HANDOVER = (f"{PREFIX}PREFIX", f"{PREFIX}PYTHON", f"{PREFIX}PLAN")
 
-SWITCHES: tuple[Gate[object], ...] = (OVERLAY, STRICT, ENABLE, DISABLE, RUN_DIR, SIMULATE, SIMULATE_AITER)
+SWITCHES: tuple[Gate[object], ...] = (
+    OVERLAY, STRICT, ENABLE, DISABLE, TRUST_VERSION, ALLOW_DRIFT, RUN_DIR, SIMULATE, SIMULATE_AITER,
+)  # fmt: skip
 
 
 def check(environ: Mapping[str, str], patch_gates: tuple[Gate[object], ...]) -> None:

@@ -7,7 +7,7 @@ every slot of the group is put back exactly as it was, including names that did 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,10 @@ class Ledger:
                 found.append((change.slot, now))
         return found
 
+    def installed(self, keys: Iterable[str], slot: Slot) -> list[object]:
+        """What was put into `slot` under these keys."""
+        return [c.installed for key in keys for c in self._changes.get(key, ()) if c.slot == slot]
+
     def fills(self, key: str, slot: Slot) -> bool:
         """Whether `slot` holds what was installed under `key`."""
         return any(c.slot == slot and held(slot) is c.installed for c in self._changes.get(key, ()))
@@ -127,7 +131,12 @@ def _prepare(key: str, target: Target) -> _Change:
     name = _name(target.slot)
     original = _peek(owner, name)
     made: Any = target.make(None if original is _MISSING else original)
-    if not callable(made) and not isinstance(made, staticmethod | classmethod):
+    if target.method is Method.DEFINE:
+        if original is not _MISSING:
+            raise InstallError(f"{target.slot} exists already: there is nothing to define")
+        if not hasattr(made, "__dict__"):
+            raise InstallError(f"{key} made {type(made).__name__} for {target.slot}, which cannot carry a mark")
+    elif not callable(made) and not isinstance(made, staticmethod | classmethod):
         raise InstallError(f"{key} made {type(made).__name__} for {target.slot}, which is not callable")
     if target.method is Method.WRAP:
         if original is _MISSING:

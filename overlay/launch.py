@@ -6,14 +6,15 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from overlay import delivery, gates, status
+from overlay import aiter_switch, delivery, gates, status, stream_environment
 from overlay.errors import StrictError, UnknownPatchError
 from overlay.model import BROKEN, State
 from overlay.plan import Plan, make_plan
 from overlay.platform import detect
 from overlay.registry import Registry, builtin
+from overlay.say import say
 from overlay.source import installed_tree, launch_search_path
 
 
@@ -24,14 +25,23 @@ class Options:
     strict: bool = False
     enable: tuple[str, ...] = ()
     disable: tuple[str, ...] = ()
+    trust_version: str | None = None
+    allow_drift: tuple[str, ...] = ()
     simulate: str | None = None
 
     def over(self, environ: Mapping[str, str], registry: Registry) -> dict[str, str]:
-        """`environ` with these options set in it; lists add to what is there."""
-        merged = dict(environ)
+        """`environ` with these options set in it; lists add to what is there. SGLANG_USE_AITER comes out as 1 or 0."""
+        merged = aiter_switch.respelled(environ)
         if self.strict:
             merged[gates.STRICT.name] = "1"
-        for flag, gate, ids in (("--enable", gates.ENABLE, self.enable), ("--disable", gates.DISABLE, self.disable)):
+        if self.trust_version is not None:
+            option = replace(gates.TRUST_VERSION, name="--trust-version")
+            merged[gates.TRUST_VERSION.name] = option.read({option.name: self.trust_version})
+        for flag, gate, ids in (
+            ("--enable", gates.ENABLE, self.enable),
+            ("--disable", gates.DISABLE, self.disable),
+            ("--allow-drift", gates.ALLOW_DRIFT, self.allow_drift),
+        ):
             for one in ids:
                 if one not in registry.ids:
                     raise UnknownPatchError(one, flag, registry.ids)
@@ -60,7 +70,13 @@ def prepare(arguments: Sequence[str], options: Options, environ: Mapping[str, st
     """Everything short of starting `python ARGUMENTS...`. Raises OverlayError for whatever a user can cure."""
     registry = builtin()
     gates.check(environ, registry.gates)
-    wanted = options.over(environ, registry)
+    note = aiter_switch.note(environ)
+    if note is not None:
+        say(note)
+    streams = stream_environment.complete(options.over(environ, registry))
+    for notice in streams.notices:
+        say(notice)
+    wanted = streams.environ
     plan = make_plan(registry, installed_tree(launch_search_path(list(arguments))), detect(wanted), wanted)
     if gates.STRICT.read(wanted):
         _insist(plan, gates.ENABLE.read(wanted))

@@ -36,10 +36,12 @@ class Method(str, Enum):
 
     REPLACE puts a plain function there: mandatory for anything hot, compiled or pickled, because torch.compile looks
     through a `wrapt.FunctionWrapper` and traces the original. WRAP uses wrapt, on cold seams such as `__init__`.
+    DEFINE puts an object of any kind under a name that does not exist yet, such as a variable of `Envs`.
     """
 
     REPLACE = "replace"
     WRAP = "wrap"
+    DEFINE = "define"
 
 
 @dataclass(frozen=True, order=True)
@@ -98,10 +100,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Need:
-    """Whether the source of a variant needs the patch under given facts, and the sentence that says why."""
+    """Whether the source of a variant needs the patch under given facts, and the sentence that says why.
+
+    `otherwise` is the state of a patch that is not needed: contained; disabled, where a switch of sglang's own has not
+    asked for what it brings; unsupported, where the release lacks what it would stand upon.
+    """
 
     needed: bool
     reason: str
+    otherwise: State = State.CONTAINED
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,8 @@ class Variant:
 class Patch:
     """A versioned change to sglang: data, and plain functions in its targets.
 
-    Two patches may fill one slot if they are declared `conflicts`, or if the later `requires` the earlier: then `make`
-    of the later receives what the earlier put there.
+    Two patches may fill one slot if they know it by different sources, if they are declared `conflicts`, or if the
+    later `requires` the earlier: then `make` of the later receives what the earlier put there.
     """
 
     id: str

@@ -10,10 +10,14 @@ from overlay.source import SourceTree, UnreadableSourceError, read_module
 
 
 class Observer:
-    """Digests of slots of one tree; each module is read and parsed once."""
+    """Digests of slots of one tree; each module is read and parsed once.
 
-    def __init__(self, tree: SourceTree) -> None:
+    `simulated` says that nothing but sglang is real: the simulation's aiter has no source, whatever is installed.
+    """
+
+    def __init__(self, tree: SourceTree, *, simulated: bool = False) -> None:
         self._tree = tree
+        self._simulated = simulated
         self._observed: dict[Slot, str] = {}
         self._modules: dict[str, ast.Module | str] = {}
 
@@ -26,7 +30,8 @@ class Observer:
     def _module(self, name: str) -> ast.Module | str:
         if name not in self._modules:
             try:
-                source = read_module(self._tree, name)
+                here = name.partition(".")[0] == "sglang" or not self._simulated
+                source = read_module(self._tree, name) if here else None
             except UnreadableSourceError:
                 self._modules[name] = fingerprint.UNREADABLE
             else:

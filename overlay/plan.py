@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import overlay
-from overlay import fingerprint, gates
+from overlay import gates
 from overlay.errors import OverlayError
-from overlay.model import ABSENT, Decision, Facts, Image, Patch, SlotReport, State, Variant
+from overlay.model import Decision, Facts, Patch, State
 from overlay.observer import Observer
+from overlay.overrides import Overrides
 from overlay.platform import Platform
+from overlay.recognise import drifted
 from overlay.registry import Registry
 from overlay.source import SourceTree
-from overlay.version import SglangVersion, newer_than, read_version, within
+from overlay.verdict import decide
+from overlay.version import SglangVersion, read_version
 
 SCHEMA = 1
 
@@ -33,6 +36,7 @@ class Plan:
     platform: Platform
     decisions: tuple[Decision, ...]
     switches: tuple[tuple[str, str], ...]
+    overrides: Overrides
 
     @property
     def digest(self) -> str:
@@ -46,7 +50,7 @@ class Plan:
             ]
             for d in self.decisions
         ]
-        what = [overlay.__version__, self.version.text, facts, self.switches]
+        what = [overlay.__version__, self.version.text, facts, self.switches, self.overrides.to_json()]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, object]:
@@ -55,6 +59,7 @@ class Plan:
             "schema": SCHEMA,
             "sglang": {"version": self.version.text, "kind": self.version.kind.value, "path": self.sglang_path},
             "platform": self.platform.to_json(),
+            "overrides": self.overrides.to_json(),
             "digest": self.digest,
             "patches": [decision_to_json(decision) for decision in self.decisions],
         }
@@ -71,24 +76,37 @@ def decision_to_json(decision: Decision) -> dict[str, object]:
             {"slot": str(s.slot), "observed": s.observed, "method": s.method.value if s.method else None}
             for s in decision.slots
         ],
+        "drifted": [str(report.slot) for report in drifted(decision)],
     }
 
 
-def make_plan(registry: Registry, tree: SourceTree, platform: Platform, environ: Mapping[str, str]) -> Plan:
-    """Decide every patch. Raises MalformedSwitchError or UnknownPatchError for switches that make no sense."""
+def make_plan(
+    registry: Registry,
+    tree: SourceTree,
+    platform: Platform,
+    environ: Mapping[str, str],
+    observer: Observer | None = None,
+) -> Plan:
+    """Decide every patch. `observer` may be one that has looked at this tree before.
+
+    Raises MalformedSwitchError or UnknownPatchError for switches that make no sense.
+    """
+    overrides = Overrides.read(registry, environ)
     version = read_version(tree)
+    if overrides.trust_version:
+        version = version.declared(overrides.trust_version)
     chosen = _Choice.read(registry, environ)
-    observer = Observer(tree)
+    observer = observer or Observer(tree, simulated=platform.simulated)
     facts = Facts(platform, dict(environ))
     decisions: dict[str, Decision] = {}
     for patch in registry:
         decisions[patch.id] = (
             chosen.rules_out(patch, decisions)
             or _platform_rules_out(patch, platform)
-            or _decide_by_source(patch, version, facts, observer)
+            or decide(patch, version, facts, observer, patch.id in overrides.allow_drift)
         )
     switches = tuple((gate.name, str(gate.read(environ))) for gate in registry.gates)
-    return Plan(tree.path, version, platform, tuple(decisions.values()), switches)
+    return Plan(tree.path, version, platform, tuple(decisions.values()), switches, overrides)
 
 
 @dataclass(frozen=True)
@@ -135,58 +153,3 @@ def _platform_rules_out(patch: Patch, platform: Platform) -> Decision | None:
     else:
         return None
     return Decision(patch, State.UNSUPPORTED_PLATFORM, reason)
-
-
-def _decide_by_source(patch: Patch, version: SglangVersion, facts: Facts, observer: Observer) -> Decision:
-    inside = within(version, patch.versions)
-    newer = newer_than(version, patch.versions)
-    if version.trusted and not inside and not newer:
-        return Decision(patch, State.UNSUPPORTED_VERSION, f"for sglang {patch.versions}: this is {version.text}")
-    for variant in patch.variants:
-        if all(observer.observe(image.slot) in image.digests for image in variant.images):
-            reports = _reports(variant.images, variant, observer)
-            need = variant.need(facts)
-            basis = "" if version.trusted and inside else f" [{_distrust(version, newer)}: decided by fingerprint]"
-            state = State.PLANNED if need.needed else State.CONTAINED
-            return Decision(patch, state, need.reason + basis, variant, reports)
-    return _unrecognised(patch, version, newer, observer)
-
-
-def _unrecognised(patch: Patch, version: SglangVersion, newer: bool, observer: Observer) -> Decision:
-    images = tuple({image.slot: image for variant in patch.variants for image in variant.images}.values())
-    reports = _reports(images, None, observer)
-    strange = [
-        r
-        for r in reports
-        if not any(r.observed in i.digests for v in patch.variants for i in v.images if i.slot == r.slot)
-    ] or list(reports)
-    seen = "; ".join(f"{r.slot} is {_spell(r.observed)}" for r in strange)
-    if version.trusted and newer:
-        return Decision(
-            patch,
-            State.UNSUPPORTED_VERSION,
-            f"for sglang {patch.versions}: this is {version.text}, where {strange[0].slot} differs",
-            slots=reports,
-        )
-    return Decision(patch, State.SOURCE_MISMATCH, f"the source is none that is known: {seen}", slots=reports)
-
-
-def _reports(images: tuple[Image, ...], variant: Variant | None, observer: Observer) -> tuple[SlotReport, ...]:
-    methods = {target.slot: target.method for target in variant.targets} if variant else {}
-    return tuple(SlotReport(i.slot, observer.observe(i.slot), methods.get(i.slot)) for i in images)
-
-
-def _distrust(version: SglangVersion, newer: bool) -> str:
-    if version.trusted and newer:
-        return f"{version.text} is newer than the releases this patch was read against"
-    return f"version {version.text!r} is of kind {version.kind.value}" if version.text else "the version is unreadable"
-
-
-def _spell(observed: str) -> str:
-    return {
-        ABSENT: "absent",
-        fingerprint.NO_MODULE: "absent (no such module)",
-        fingerprint.NO_OWNER: "absent (no such class)",
-        fingerprint.AMBIGUOUS: "bound more than once",
-        fingerprint.UNREADABLE: "unreadable",
-    }.get(observed, f"unknown code {observed}")

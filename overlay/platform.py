@@ -5,21 +5,21 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlay import gates
+from overlay import gates, kfd
+from overlay.visibility import visible
 
 KINDS = ("rocm", "cuda", "cpu")
-_KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+_KFD_NODES = kfd.NODES
 
 
 @dataclass(frozen=True)
 class Platform:
-    """`kind` is what the installed torch was built for; `arch` the gfx name of the first GPU; `aiter` and `vllm` the
-    versions found, None where absent; `simulated` is true where none of it is real."""
+    """`kind` is what the installed torch was built for; `arch` the gfx name of the first visible GPU; `aiter` and
+    `vllm` the versions found, None where absent; `simulated` is true where none of it is real."""
 
     kind: str
     arch: str | None = None
@@ -48,7 +48,7 @@ def detect(environ: Mapping[str, str]) -> Platform:
         from overlay.simulate.settings import arch_named, simulated_aiter
 
         return Platform("rocm", arch_named(arch).name, aiter=simulated_aiter(environ), simulated=True)
-    return Platform(_torch_kind(), _first_gpu(_KFD_NODES), _aiter_version(), _distribution("vllm"))
+    return Platform(_torch_kind(), _first_gpu(environ), _aiter_version(), _distribution("vllm"))
 
 
 def _torch_kind() -> str:
@@ -72,19 +72,9 @@ def _torch_kind() -> str:
     return "cuda" if built_for.get("cuda") else "cpu"
 
 
-def _first_gpu(nodes: Path) -> str | None:
-    """The gfx name of the first GPU the amdgpu driver lists: gfx_target_version is major*10000 + minor*100 + step,
-    and the name spells minor and step in hexadecimal (90402 -> gfx942, 90010 -> gfx90a)."""
-    numbered = [path for path in nodes.glob("*/properties") if path.parent.name.isdecimal()]
-    for properties in sorted(numbered, key=lambda path: int(path.parent.name)):
-        try:
-            found = re.search(r"^gfx_target_version (\d+)$", properties.read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        if found and int(found[1]):
-            major, minor, step = int(found[1]) // 10000, int(found[1]) // 100 % 100, int(found[1]) % 100
-            return f"gfx{major}{minor:x}{step:x}"
-    return None
+def _first_gpu(environ: Mapping[str, str]) -> str | None:
+    """The gfx name of device 0 as this environment numbers the GPUs of the amdgpu driver."""
+    return next((gpu.arch for gpu in visible(kfd.gpus(_KFD_NODES), environ)), None)
 
 
 def _aiter_version() -> str | None:

@@ -8,11 +8,17 @@ function that another overlay, a plugin or an instrumenting loader put there can
 from __future__ import annotations
 
 import sys
+from functools import cache
 from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
 from overlay import fingerprint
 from overlay.install import describe_owner
 from overlay.model import ABSENT, Slot
+
+#: What these decorators make of a function, which carries it as `__wrapped__`.
+_CACHED = type(cache(lambda: None))
+_CACHES = frozenset({"functools.cache", "functools.lru_cache", "cache", "lru_cache"})
 
 
 class Proof:
@@ -40,12 +46,16 @@ class Proof:
         source = fingerprint.observe(self._tree, slot.qualname)
         if source == ABSENT:
             return None if held is None else f"is absent in the source and holds {describe_owner(held)}"
-        if source.startswith(fingerprint.IMPORT):
-            module, _, name = source.removeprefix(fingerprint.IMPORT).rpartition(".")
-            imported = getattr(sys.modules.get(module), name, None)
-            return None if held is imported is not None else f"holds {describe_owner(held)}, not {module}.{name}"
+        if places := fingerprint.imported_from(source):
+            if held is not None and any(held is getattr(sys.modules.get(m), name, None) for m, name in places):
+                return None
+            return f"holds {describe_owner(held)}, not {' or '.join(f'{m}.{name}' for m, name in places)}"
         # type(), not isinstance(): a wrapt proxy claims the class of what it wraps.
-        function = held.__func__ if isinstance(held, staticmethod | classmethod) else held
+        function: Any = held
+        if type(held) in (staticmethod, classmethod):
+            function = function.__func__
+        if type(function) is _CACHED and _CACHES.intersection(fingerprint.decorators(self._tree, slot.qualname)[:1]):
+            function = function.__wrapped__
         if type(function) is FunctionType and function.__code__ == _find(self._code, slot.qualname):
             return None
         return f"holds {describe_owner(held)}, which is not the function in {self._file}"

@@ -54,7 +54,7 @@ def builtin() -> Registry:
 
 def _validated(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
     seen: set[str] = set()
-    filled: dict[Slot, list[Patch]] = {}
+    filled: dict[tuple[Slot, str], list[Patch]] = {}
     for patch in patches:
         if patch.id in seen:
             raise RegistryError(f"two patches have the id {patch.id}")
@@ -69,11 +69,11 @@ def _validated(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
             raise RegistryError(f"{patch.id} has a malformed version range {patch.versions!r}") from None
         if "<" not in patch.versions:
             raise RegistryError(f"{patch.id} has no upper version bound: a release nobody has read may differ")
-        for slot in {target.slot for variant in patch.variants for target in variant.targets}:
-            for other in filled.setdefault(slot, []):
+        for slot, digest in sorted(_filled(patch)):
+            for other in filled.setdefault((slot, digest), []):
                 if other.id not in (*patch.conflicts, *patch.requires) and patch.id not in other.conflicts:
                     raise RegistryError(f"{patch.id} and {other.id} both fill {slot}: neither conflict nor requirement")
-            filled[slot].append(patch)
+            filled[slot, digest].append(patch)
         for variant in patch.variants:
             unseen = {target.slot for target in variant.targets} - {image.slot for image in variant.images}
             if unseen:
@@ -84,3 +84,14 @@ def _validated(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
         if stray:
             raise RegistryError(f"{patch.id} conflicts with {', '.join(stray)}, which nobody has")
     return patches
+
+
+def _filled(patch: Patch) -> set[tuple[Slot, str]]:
+    """The slots a patch fills, each with the sources over which it does: no two of them are ever there at once."""
+    return {
+        (image.slot, digest)
+        for variant in patch.variants
+        for image in variant.images
+        if image.slot in {target.slot for target in variant.targets}
+        for digest in image.digests
+    }

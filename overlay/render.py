@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import overlay
-from overlay.model import Patch
+from overlay.diff import PatchDiff
+from overlay.model import BROKEN, Patch, State
 from overlay.plan import Plan
+from overlay.recognise import drifted
 
 _WIDTH = 100
 
@@ -25,14 +28,51 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def summary(plan: Plan) -> str:
-    """One block: what runs where, and the decision about every patch."""
+def summary(plan: Plan, *, brief: bool = False) -> str:
+    """One block: what runs where, and the decision about every patch. `brief` says in one row which are not for this
+    release, or not for this machine."""
     version = f"{plan.version.text or '(no version)'} ({plan.version.kind.value})"
     head = (
         f"amd-sglang {overlay.__version__} | sglang {version} | {plan.platform} | aiter {plan.platform.aiter or 'none'}"
     )
-    rows = [(d.patch.id, d.state.value, d.reason) for d in plan.decisions]
-    return f"{head}\n{plan.sglang_path}\n{table(('PATCH', 'STATE', 'WHY'), rows)}"
+    folded = (State.UNSUPPORTED_VERSION, State.UNSUPPORTED_PLATFORM) if brief else ()
+    rows = [(d.patch.id, d.state.value, d.reason) for d in plan.decisions if d.state not in folded]
+    for state in folded:
+        ids = [d.patch.id for d in plan.decisions if d.state is state]
+        if ids:
+            rows.append((f"{len(ids)} more", state.value, f"{', '.join(ids)} (`amd-sglang patches plan` says why)"))
+    return "\n".join([head, plan.sglang_path, *warnings(plan), table(("PATCH", "STATE", "WHY"), rows)])
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What the user has decided against the rules, and what came of it."""
+    lines = []
+    if plan.overrides.trust_version:
+        lines.append(f"version ranges are judged for {plan.version}")
+    for decision in plan.decisions:
+        if decision.patch.id in plan.overrides.allow_drift:
+            slots = ", ".join(str(report.slot) for report in drifted(decision))
+            lines.append(
+                f"--allow-drift puts {decision.patch.id} on source that nobody has read: {slots}. "
+                f"Look at `amd-sglang patches diff {decision.patch.id}`"
+                if slots
+                else f"--allow-drift changes nothing for {decision.patch.id}, which is {decision.state.value}"
+            )
+    return [f"WARNING: {line}" for line in lines]
+
+
+def patch_diff(diff: PatchDiff) -> str:
+    """Every slot of a patch as a unified diff, under the sentence that says how the slot is filled."""
+    version = diff.version.text or "(no version)"
+    parts = [f"{diff.patch.id}: {diff.patch.title}", f"sglang {version} at {diff.sglang_path}"]
+    if diff.strange:
+        nearest = f"shown for the nearest known one, {diff.variant!r}" if diff.variant else "there is nothing to show"
+        parts.append(f"This source is none that is known, {nearest}: {diff.strange}")
+    elif diff.variant:
+        parts.append(f"This source is known as {diff.variant!r}." + ("" if diff.slots else " It needs no patch."))
+    for one in diff.slots:
+        parts += ["", f"{one.slot} [{one.observed}]: the patch {one.how}.", one.unified.rstrip()]
+    return "\n".join(parts)
 
 
 def patch_to_json(patch: Patch) -> dict[str, object]:
@@ -63,8 +103,8 @@ def patch_table(patches: Iterable[Patch]) -> str:
     return table(("PATCH", "DEFAULT", "UPSTREAM", "SGLANG", "WHAT IT DOES"), rows)
 
 
-def explanation(patch: Patch) -> str:
-    """Everything that is known about one patch, as paragraphs."""
+def explanation(patch: Patch, at_hand: str) -> str:
+    """Everything that is known about one patch, as paragraphs. `at_hand` says what the sglang at hand needs."""
     parts = [f"{patch.id}: {patch.title}", *_paragraph("", patch.why)]
     facts = [
         ("upstream", f"{', '.join(patch.upstream)}, contained since {patch.contained_since}"),
@@ -79,15 +119,20 @@ def explanation(patch: Patch) -> str:
     for variant in patch.variants:
         slots = "; ".join(f"{t.method.value} {t.slot}" for t in variant.targets)
         facts.append(("variant", f"{variant.name}: {slots}"))
-    facts += [("verified", patch.verified_by), ("remove", f"when {patch.remove_when}")]
+    facts += [("verified", patch.verified_by), ("remove", f"when {patch.remove_when}"), ("at hand", at_hand)]
     for name, text in facts:
         if text:
             parts += _paragraph(name, text)
     return "\n".join(parts)
 
 
+#: What a process has done, or failed to do; every other state was decided before it began.
+_DONE = frozenset({State.APPLIED, *BROKEN})
+
+
 def status_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """One line per process and patch; a process is named on its first line."""
+    """One line per process and patch that was applied or is broken, and one for all others of the process. A process
+    is named on its first line."""
     if not rows:
         return "No run of amd-sglang is alive for this user (see --all, and AMD_SGLANG_RUN_DIR)."
     lines = []
@@ -97,8 +142,14 @@ def status_table(rows: Sequence[Mapping[str, object]]) -> str:
             continue
         life = ("ready" if row["ready"] else "starting") if row["alive"] else "ended"
         process = (str(row["pid"]), f"{row['role']}{_ranks(row['ranks'])}", life)
-        for patch in _dicts(row["patches"]):
-            lines.append((*process, str(patch["id"]), str(patch["state"]), str(patch["reason"])))
+        patches = [(str(p["id"]), State(p["state"]), str(p["reason"])) for p in _dicts(row["patches"])]
+        others = Counter(state for _, state, _ in patches if state not in _DONE)
+        shown = [(name, state.value, reason) for name, state, reason in patches if state in _DONE]
+        if others:
+            counts = ", ".join(f"{count} {state.value}" for state, count in others.items())
+            shown.append((f"{others.total()} others", "-", f"{counts} (--json says why)"))
+        for patch in shown:
+            lines.append((*process, *patch))
             process = ("", "", "")
     notes = sorted({_note(row) for row in rows if "error" not in row})
     return "\n".join([*notes, table(("PID", "ROLE", "LIFE", "PATCH", "STATE", "WHY"), lines)])
@@ -110,8 +161,14 @@ def _note(row: Mapping[str, object]) -> str:
     simulated = " SIMULATED on CPU" if platform["simulated"] else ""
     return (
         f"run {row['run']} | amd-sglang {row['overlay']} | sglang {sglang['version']} | {where}{simulated} | "
-        f"plan {row['plan']}"
+        f"plan {row['plan']}{_overridden(_dict(row.get('overrides')))}"
     )
+
+
+def _overridden(overrides: Mapping[str, object]) -> str:
+    words = {name: ",".join(value) if isinstance(value, list) else value for name, value in overrides.items()}
+    used = [f"--{name.replace('_', '-')} {value}" for name, value in words.items() if value]
+    return f" | {' '.join(used)}" if used else ""
 
 
 def _ranks(ranks: object) -> str:

@@ -66,6 +66,7 @@ class ProcessReport:
             "sglang": {"version": self._plan.version.text, "path": self._plan.sglang_path},
             "platform": self._plan.platform.to_json(),
             "plan": self._plan.digest,
+            "overrides": self._plan.overrides.to_json(),
             "strict": self._strict,
             "patches": [{"id": i, "state": s.value, "reason": r} for i, (s, r) in self._states.items()],
             "updated": datetime.now(timezone.utc).isoformat(timespec="seconds"),

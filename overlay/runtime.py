@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 from overlay import gates, witness
+from overlay.chain import leads_to
 from overlay.errors import EXIT_STRICT, ConflictError
 from overlay.hooks import when_executed
-from overlay.install import MARK, Ledger, describe_owner, held
+from overlay.install import Ledger, describe_owner, held
 from overlay.model import BROKEN, Decision, State
 from overlay.plan import Plan, make_plan
 from overlay.platform import detect
@@ -66,10 +67,21 @@ class Runtime:
         return self._report.state(patch_id)
 
     def uninstall(self, patch_id: str) -> None:
-        """Take one applied patch out again, and before it every applied patch that requires it."""
+        """Take one applied patch out again, and before it every applied patch that requires it.
+
+        A slot that somebody has filled since is theirs, and what stands there may call ours or be taken out again: the
+        patch then stays as it is, and is reported as a conflict.
+        """
         for decision in self.plan.decisions:
             if patch_id in decision.patch.requires and self.state(decision.patch.id)[0] is State.APPLIED:
                 self.uninstall(decision.patch.id)
+                if self.state(decision.patch.id)[0] is not State.ROLLED_BACK:
+                    self._record(patch_id, State.CONFLICT, f"not taken out: {decision.patch.id} stands upon it")
+                    return
+        for slot, now in self.ledger.lost(patch_id):
+            owner = describe_owner(now)
+            self._record(patch_id, State.CONFLICT, f"not taken out: {slot} was replaced afterwards by {owner}")
+            return
         self.ledger.uninstall(patch_id)
         self._record(patch_id, State.ROLLED_BACK, "uninstalled", intended=True)
 
@@ -84,7 +96,7 @@ class Runtime:
         for patch_id in self._report.applied():
             upon = {d.patch.id for d in self.plan.decisions if patch_id in d.patch.requires}
             for slot, now in self.ledger.lost(patch_id):
-                if not _still_ours(now, {patch_id, *upon}):
+                if not leads_to(now, self.ledger.installed({patch_id, *upon}, slot)):
                     self._record(patch_id, State.CONFLICT, f"{slot} was replaced afterwards by {describe_owner(now)}")
         if self._doom is not None:
             self._leave(self._doom)
@@ -172,13 +184,3 @@ def current() -> Runtime | None:
 def _torch_is_rocm() -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.version.hip)
-
-
-def _still_ours(value: object, patch_ids: Set[str]) -> bool:
-    """Whether a replacement wraps what we put there, following `__wrapped__` as functools.wraps leaves it."""
-    seen = 0
-    while value is not None and seen < 32:
-        if getattr(value, MARK, None) in patch_ids:
-            return True
-        value, seen = getattr(value, "__wrapped__", None), seen + 1
-    return False

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,13 @@ class SourceTree(Protocol):
 
     @property
     def path(self) -> str: ...
+
+    @property
+    def checkout(self) -> bool:
+        """Whether this is a working tree of git, whose version file is as old as its last build."""
+
+    def holding(self, package: str) -> SourceTree | None:
+        """The tree to read a top-level package from that sglang works with, or None if there is none."""
 
     def read(self, relative: str) -> bytes | None:
         """The bytes of a file given relative to the folder that holds `sglang/`; None if there is no such file."""
@@ -48,6 +56,14 @@ class DirectoryTree:
     def path(self) -> str:
         return str(self.root / "sglang")
 
+    @property
+    def checkout(self) -> bool:
+        top = self.root.parent if self.root.name == "python" else self.root
+        return (top / ".git").exists()
+
+    def holding(self, package: str) -> SourceTree | None:
+        return self
+
     def read(self, relative: str) -> bytes | None:
         try:
             return (self.root / relative).read_bytes()
@@ -59,6 +75,22 @@ class DirectoryTree:
     def metadata(self) -> bytes | None:
         found = sorted(self.root.glob("sglang-*.dist-info/METADATA"))
         return self.read(str(found[-1].relative_to(self.root))) if found else None
+
+
+@dataclass(frozen=True)
+class InstalledTree(DirectoryTree):
+    """The sglang that an interpreter imports by the path `search`. Its companions may lie elsewhere: AMD's images have
+    aiter as an editable install."""
+
+    search: tuple[str, ...]
+
+    def holding(self, package: str) -> SourceTree | None:
+        if package == "sglang":
+            return self
+        spec = _find_spec(package, self.search)
+        locations: Iterable[str] = (spec and spec.submodule_search_locations) or ()
+        folder = next(iter(locations), None)
+        return DirectoryTree(Path(folder).absolute().parent) if folder else None
 
 
 #: What a truncated, overwritten or encrypted archive makes zipfile raise.
@@ -75,10 +107,16 @@ class WheelTree:
     def path(self) -> str:
         return str(self.wheel)
 
+    @property
+    def checkout(self) -> bool:
+        return False
+
+    def holding(self, package: str) -> SourceTree | None:
+        return self
+
     def read(self, relative: str) -> bytes | None:
         try:
-            with zipfile.ZipFile(self.wheel) as archive:
-                return archive.read(relative)
+            return self._archive().read(relative)
         except KeyError:
             return None
         except _DAMAGED as error:
@@ -86,11 +124,20 @@ class WheelTree:
 
     def metadata(self) -> bytes | None:
         try:
-            with zipfile.ZipFile(self.wheel) as archive:
-                names = [n for n in archive.namelist() if fnmatch.fnmatch(n, "sglang-*.dist-info/METADATA")]
+            names = [n for n in self._archive().namelist() if fnmatch.fnmatch(n, "sglang-*.dist-info/METADATA")]
         except _DAMAGED as error:
             raise UnreadableSourceError(f"{self.wheel}: {error}") from error
         return self.read(names[0]) if names else None
+
+    def _archive(self) -> zipfile.ZipFile:
+        now = self.wheel.stat()
+        return _opened(self.wheel, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=4)
+def _opened(wheel: Path, _changed: int, _size: int) -> zipfile.ZipFile:
+    """A wheel, open as long as nobody touches it: the list of its 6,000 members takes 30 ms to read."""
+    return zipfile.ZipFile(wheel)
 
 
 def module_file(module: str) -> tuple[str, str]:
@@ -100,9 +147,12 @@ def module_file(module: str) -> tuple[str, str]:
 
 
 def read_module(tree: SourceTree, module: str) -> bytes | None:
-    """The source of a module, or None if the tree has no such module."""
+    """The source of a module, or None if the tree, or where it finds the module's package, has no such module."""
+    holder = tree.holding(module.partition(".")[0])
+    if holder is None:
+        return None
     for candidate in module_file(module):
-        data = tree.read(candidate)
+        data = holder.read(candidate)
         if data is not None:
             return data
     return None
@@ -132,7 +182,8 @@ def installed_tree(search: Sequence[str] | None = None) -> SourceTree:
 
     Raises SglangNotFoundError if there is none, or if something else of that name hides it.
     """
-    return tree_of(_find_spec(sys.path if search is None else search))
+    path = tuple(sys.path if search is None else search)
+    return InstalledTree(tree_of(_find_spec("sglang", path)).root, path)
 
 
 def launch_search_path(arguments: Sequence[str]) -> list[str]:
@@ -144,7 +195,7 @@ def launch_search_path(arguments: Sequence[str]) -> list[str]:
     return [first, *sys.path[1:]]
 
 
-def tree_of(spec: ModuleSpec | None) -> SourceTree:
+def tree_of(spec: ModuleSpec | None) -> DirectoryTree:
     """The tree behind an import spec of the package sglang."""
     if spec is None:
         raise NoSglangError(
@@ -167,14 +218,14 @@ def tree_of(spec: ModuleSpec | None) -> SourceTree:
     return DirectoryTree(root)
 
 
-def _find_spec(search: Sequence[str]) -> ModuleSpec | None:
+def _find_spec(package: str, search: Sequence[str]) -> ModuleSpec | None:
     """`importlib.util.find_spec` on a given path, through every finder (editable installs register their own)."""
     saved = sys.path
     sys.path = list(search)
     try:
-        loaded = sys.modules.get("sglang")
+        loaded = sys.modules.get(package)
         if loaded is not None:
             return loaded.__spec__
-        return importlib.util.find_spec("sglang")
+        return importlib.util.find_spec(package)
     finally:
         sys.path = saved

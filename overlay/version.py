@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.parser import BytesHeaderParser
 from enum import Enum
 
@@ -15,21 +15,26 @@ from overlay.source import SourceTree, UnreadableSourceError
 
 
 class VersionKind(str, Enum):
-    """RELEASE and POST name one published source. The others do not: `0.5.12.dev20260525+g...` was built after
-    0.5.12 and sorts before it, a local label says that somebody changed something, and `0.0.0.dev0` is what
-    sglang/version.py answers when it does not know."""
+    """RELEASE and POST name one published source, and DECLARED is one that the user vouches for (--trust-version).
+
+    The others do not: `0.5.12.dev20260525+g...` was built after 0.5.12 and sorts before it, a local label says that
+    somebody changed something, a checkout keeps the `_version.py` of its last build whatever was pulled since, and
+    `0.0.0.dev0` is what sglang/version.py answers when it does not know.
+    """
 
     RELEASE = "release"
     POST = "post"
     PRE = "pre"
     DEV = "dev"
     LOCAL = "local"
+    CHECKOUT = "checkout"
+    DECLARED = "declared"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class SglangVersion:
-    """The version an sglang gives itself."""
+    """The version an sglang gives itself: `text`. `parsed` is what ranges are compared with."""
 
     text: str
     kind: VersionKind
@@ -37,8 +42,17 @@ class SglangVersion:
 
     @property
     def trusted(self) -> bool:
-        """Whether the string identifies one published source."""
-        return self.kind in (VersionKind.RELEASE, VersionKind.POST)
+        """Whether `parsed` identifies one published source."""
+        return self.kind in (VersionKind.RELEASE, VersionKind.POST, VersionKind.DECLARED)
+
+    def __str__(self) -> str:
+        if self.kind is VersionKind.DECLARED:
+            return f"{self.parsed} by --trust-version (it calls itself {self.text or 'nothing'})"
+        return self.text
+
+    def declared(self, release: str) -> SglangVersion:
+        """This sglang, of which the user says that it is made from a published release."""
+        return SglangVersion(self.text, VersionKind.DECLARED, Version(release))
 
 
 def classify(text: str) -> SglangVersion:
@@ -66,6 +80,18 @@ def within(version: SglangVersion, specifier: str) -> bool:
     return version.parsed is not None and SpecifierSet(specifier).contains(version.parsed, prereleases=True)
 
 
+def may_lie_within(version: SglangVersion, specifier: str) -> bool:
+    """Whether a range could hold the source behind a string that proves nothing.
+
+    An unknown version could be anything. `0.5.12.dev20260525+g...` sorts before 0.5.12 although it was built after it,
+    so a build counts as the release it is named after as well.
+    """
+    if version.parsed is None or version.kind is VersionKind.UNKNOWN:
+        return True
+    base = Version(version.parsed.base_version)
+    return within(version, specifier) or SpecifierSet(specifier).contains(base, prereleases=True)
+
+
 def newer_than(version: SglangVersion, specifier: str) -> bool:
     """Whether a version lies above a range: outside it, and not below any of its upper bounds."""
     bounds = [s for s in SpecifierSet(specifier) if s.operator in ("<", "<=", "==")]
@@ -76,16 +102,23 @@ def newer_than(version: SglangVersion, specifier: str) -> bool:
 
 def read_version(tree: SourceTree) -> SglangVersion:
     """What `sglang.__version__` would be: `_version.py`, else `version.py`, else the installed metadata."""
+    version = classify(_version_text(tree))
+    if tree.checkout and (version.trusted or not version.text):
+        return replace(version, kind=VersionKind.CHECKOUT)
+    return version
+
+
+def _version_text(tree: SourceTree) -> str:
     for relative in ("sglang/_version.py", "sglang/version.py"):
         text = _literal_version(_read(tree, relative))
         if text:
-            return classify(text)
+            return text
     try:
         header = tree.metadata()
     except UnreadableSourceError:
         header = None
     text = BytesHeaderParser().parsebytes(header).get("Version") if header else None
-    return classify(str(text).strip()) if text else SglangVersion("", VersionKind.UNKNOWN, None)
+    return str(text or "").strip()
 
 
 def _read(tree: SourceTree, relative: str) -> bytes | None:

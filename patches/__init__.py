@@ -4,7 +4,12 @@ Importing this package imports neither torch nor sglang: a patch loads its kerne
 """
 
 from overlay.model import Patch
-from patches import fix_aiter_greedy_sample, gemma_rmsnorm, greedy_sampler, qwen3_fused_attention
+from patches import (
+    fix_aiter_greedy_sample,
+    gemma_rmsnorm,
+    greedy_sampler,
+    qwen3_fused_attention,
+)
 
 PATCHES: tuple[Patch, ...] = (
     gemma_rmsnorm.PATCH,

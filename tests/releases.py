@@ -17,10 +17,12 @@ def environment(release: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(folders)}
 
 
-def run_simulated(release: str, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m overlay --simulate gfx942 COMMAND...` with `release`, and `environ` added to its environment."""
+def run_simulated(
+    release: str, *command: str, arch: str = "gfx942", **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m overlay --simulate ARCH COMMAND...` with `release`, and `environ` added to its environment."""
     return subprocess.run(
-        [sys.executable, "-m", "overlay", "--simulate", "gfx942", *command],
+        [sys.executable, "-m", "overlay", "--simulate", arch, *command],
         env={**environment(release), **environ},
         capture_output=True,
         text=True,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 import launcher
+from overlay.errors import NoSglangError
+from overlay.source import SourceTree
+from tests.unit.engine_support import synthetic
 
 Invoke = Callable[..., Result]
 
@@ -37,7 +42,15 @@ def invoke(*arguments: str, command: Any = launcher.main, **environ: str) -> Res
     return CliRunner().invoke(command, arguments, env=environ)
 
 
-DEFAULTS: dict[str, object] = {"dry_run": False, "strict": False, "enable": (), "disable": (), "simulate": None}
+DEFAULTS: dict[str, object] = {
+    "dry_run": False,
+    "strict": False,
+    "enable": (),
+    "disable": (),
+    "trust_version": None,
+    "allow_drift": (),
+    "simulate": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -50,6 +63,8 @@ DEFAULTS: dict[str, object] = {"dry_run": False, "strict": False, "enable": (), 
         (("--dry-run", "-tp", "2"), ("-tp", "2"), {"dry_run": True}),
         (("--enable", "a", "--enable=b", "--tp", "2"), ("--tp", "2"), {"enable": ("a", "b")}),
         (("--disable", "--strict", "--tp", "2"), ("--tp", "2"), {"disable": ("--strict",)}),
+        (("--trust-version=0.5.9", "--tp", "2"), ("--tp", "2"), {"trust_version": "0.5.9"}),
+        (("--allow-drift", "a", "--allow-drift=b", "--tp"), ("--tp",), {"allow_drift": ("a", "b")}),
         (("--simulate", "gfx942", "--port=1"), ("--port=1",), {"simulate": "gfx942"}),
         (("--strict", "--", "--tp", "2"), ("--tp", "2"), {"strict": True}),
         (("--", "--strict"), ("--strict",), {}),
@@ -70,7 +85,9 @@ def test_our_options_lead_and_everything_else_is_sglangs(
     assert one.options == {**DEFAULTS, **options}
 
 
-@pytest.mark.parametrize("late", ["--strict", "--enable=a", "--disable", "--simulate", "--dry-run"])
+@pytest.mark.parametrize(
+    "late", ["--strict", "--enable=a", "--disable", "--trust-version", "--allow-drift=a", "--simulate", "--dry-run"]
+)
 def test_an_option_of_ours_among_sglangs_is_an_error(started: list[Started], late: str) -> None:
     result = invoke("launch", "--model", "m", late)
     assert (result.exit_code, started) == (2, [])
@@ -125,6 +142,8 @@ def test_a_program_must_be_named(started: list[Started], arguments: tuple[str, .
             "unknown patch id 'ghost' in AMD_SGLANG_DISABLE: known ids are gemma-rmsnorm",
         ),
         ({"AMD_SGLANG_GEMMA_RMSNORM_BACKEND": "x"}, "AMD_SGLANG_GEMMA_RMSNORM_BACKEND='x' is not valid: expected one"),
+        ({"AMD_SGLANG_ALLOW_DRIFT": "ghost"}, "unknown patch id 'ghost' in AMD_SGLANG_ALLOW_DRIFT: known ids are"),
+        ({"AMD_SGLANG_TRUST_VERSION": "main"}, "AMD_SGLANG_TRUST_VERSION='main' is not valid: expected the version of"),
         ({"AMD_SGLANG_DISABEL": "x"}, "Did you mean AMD_SGLANG_DISABLE?"),
         ({"AMD_SGLANG_SIMULATE": "gfx1"}, "AMD_SGLANG_SIMULATE='gfx1' is not valid"),
     ],
@@ -146,6 +165,14 @@ def test_a_mistake_in_the_environment_is_one_line(
         (("launch", "--enable", "ghost"), "unknown patch id 'ghost' in --enable: known ids are gemma-rmsnorm"),
         (("launch", "--disable", "ghost"), "unknown patch id 'ghost' in --disable: known ids are gemma-rmsnorm"),
         (("launch", "--simulate", "gfx1"), "gfx1"),
+        (
+            ("launch", "--allow-drift", "ghost"),
+            "unknown patch id 'ghost' in --allow-drift: known ids are gemma-rmsnorm",
+        ),
+        (("launch", "--trust-version", "0.5.9rc1"), "--trust-version='0.5.9rc1' is not valid: expected the version of"),
+        (("patches", "plan", "--trust-version", "0.0.0"), "--trust-version='0.0.0' is not valid"),
+        (("patches", "diff", "ghost"), "unknown patch id 'ghost'"),
+        (("patches", "diff", "gemma-rmsnorm", "--sglang", "/missing"), "--sglang /missing: no package sglang there"),
         (("patches", "explain", "ghost"), "unknown patch id 'ghost'"),
         (("patches", "plan", "--sglang", "/missing"), "--sglang /missing: no package sglang there"),
         (("patches", "plan", "--platform", "vulkan"), "vulkan"),
@@ -156,3 +183,20 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments: tuple[str, ...], m
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_explanation_ends_with_what_the_sglang_at_hand_needs(tmp_path: Path) -> None:
+    tree = str(synthetic(tmp_path, "0.5.9"))
+    shown = invoke("patches", "explain", "gemma-rmsnorm", "--sglang", tree)
+    assert (shown.exit_code, "at hand   sglang 0.5.9 on ROCm: source-mismatch: the source" in shown.output) == (0, True)
+    asked = json.loads(invoke("patches", "explain", "gemma-rmsnorm", "--sglang", tree, "--json").output)
+    assert (asked["id"], asked["here"]["state"]) == ("gemma-rmsnorm", "source-mismatch")
+
+
+def test_a_patch_is_explained_without_an_sglang_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(_search: object) -> SourceTree:
+        raise NoSglangError("none")
+
+    monkeypatch.setattr(launcher, "installed_tree", nothing)
+    assert "at hand   no sglang is installed here" in invoke("patches", "explain", "gemma-rmsnorm").output
+    assert json.loads(invoke("patches", "explain", "gemma-rmsnorm", "--json").output)["here"] is None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from overlay.fingerprint import AMBIGUOUS, NO_OWNER, UNREADABLE, observe, parse
+from overlay.fingerprint import AMBIGUOUS, NO_OWNER, UNREADABLE, imported_from, observe, parse
 from overlay.model import ABSENT
 from tests.unit.engine_support import LAYERNORM, RELEASES, ROOT, digest_of
 
@@ -130,7 +130,15 @@ def test_every_single_mutation_of_a_real_method_is_seen(release: str, method: st
         ("from vllm import f, g", "f", "import vllm.f"),
         ("from . import f", "f", AMBIGUOUS),
         ("import f", "f", AMBIGUOUS),
-        ("from a import f\nfrom b import f", "f", AMBIGUOUS),
+        ("from b import f\nfrom a.c import g as f", "f", "import a.c.g|b.f"),
+        ("if x:\n  from a import f\nelif y:\n  try:\n    from b import f\n  except E: pass", "f", "import a.f|b.f"),
+        ("if x:\n  from a import f\nelse:\n  from a import f", "f", "import a.f"),
+        ("from a import g as f, h as f", "f", "import a.h"),
+        ("from a import f\nfrom . import f", "f", AMBIGUOUS),
+        ("from a import f\nimport f", "f", AMBIGUOUS),
+        ("try:\n  from a import f\nexcept E:\n  f = None", "f", AMBIGUOUS),
+        ("from a import f\nfrom b import f\ndel f", "f", AMBIGUOUS),
+        ("from a import A\nfrom b import A", "A.f", AMBIGUOUS),
         ("if x:\n  class A:\n    def f(self): 1\nelse:\n  class A:\n    def f(self): 2", "A.f", AMBIGUOUS),
         ("try:\n  def f(): 1\nexcept E:\n  def f(): 2", "f", AMBIGUOUS),
         ("def f(): 1\ndef f(): 2", "f", AMBIGUOUS),
@@ -146,6 +154,18 @@ def test_every_single_mutation_of_a_real_method_is_seen(release: str, method: st
 )
 def test_what_text_does_not_settle_is_not_a_digest(text: str, qualname: str, expected: str) -> None:
     assert digest_of(text, qualname) == expected
+
+
+def test_the_places_of_an_import_are_told_again() -> None:
+    observed = digest_of("from b import f\nfrom a.c import g as f", "f")
+    assert imported_from(observed) == (("a.c", "g"), ("b", "f"))
+    assert [imported_from(other) for other in (ABSENT, AMBIGUOUS, "0123456789abcdef")] == [(), (), ()]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_norms_of_a_real_release_are_imported_from_aiter_or_vllm(release: str) -> None:
+    text = (RELEASES[release] / LAYERNORM).read_text()
+    assert {module.partition(".")[0] for module, _ in imported_from(digest_of(text, "rms_norm"))} == {"aiter", "vllm"}
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_a_misspelt_variable_is_an_error_that_suggests_the_near_one(name: str, n
 
 
 def test_a_variable_near_to_nothing_lists_the_known_ones() -> None:
-    with pytest.raises(OverlayError, match=re.escape("Known: AMD_SGLANG_DISABLE, AMD_SGLANG_ENABLE")):
+    with pytest.raises(OverlayError, match=re.escape("Known: AMD_SGLANG_ALLOW_DRIFT, AMD_SGLANG_DISABLE")):
         check({"AMD_SGLANG_ZZZZZZZZZZZZZZZZZZZZ": "1"}, ())
 
 

@@ -61,6 +61,31 @@ def test_a_name_that_is_inherited_is_added_to_the_heir_alone(module: Any) -> Non
     assert snapshot(module) == before
 
 
+class Value:
+    """Something that is no function, and raises where it is taken for a truth value, as sglang's EnvField does."""
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("use .get()")
+
+    def __len__(self) -> int:
+        raise RuntimeError("use .get()")
+
+
+def defined(qualname: str, value: object) -> Target:
+    return Target(slot(qualname), Method.DEFINE, lambda _original: value)
+
+
+def test_a_name_may_be_defined_with_any_object(module: Any) -> None:
+    ledger, before, value = Ledger(), snapshot(module), Value()
+    ledger.install("p", [defined("Outer.number", value), replaced("top")])
+    assert module.Outer.number is value
+    assert getattr(value, MARK) == "p"
+    assert ledger.lost("p") == []
+    ledger.uninstall("p")
+    assert snapshot(module) == before
+    assert not hasattr(value, MARK)
+
+
 GROUP = ["top", "Outer.plain", "Outer.static", "Outer.klass", "Outer.Inner.deep", "Heir.added", "added"]
 
 
@@ -72,6 +97,8 @@ BAD: dict[str, tuple[Callable[[], Target], str, str]] = {
     "no owner": (lambda: replaced("Ghost.plain"), "", "Ghost.plain has no owner: Ghost is missing"),
     "no module": (lambda: Target(Slot("no_such", "f"), Method.REPLACE, lambda _: print), "", "no_such is not imported"),
     "a value as owner": (lambda: replaced("constant.real"), "", "constant|vars"),
+    "define of something": (lambda: defined("top", Value()), "", "top exists already: there is nothing to define"),
+    "define of what carries no mark": (lambda: defined("Outer.number", 3), "", "made int for .*cannot carry a mark"),
     "a slot that refuses": (lambda: replaced("Sealed.third"), "third", "third is read-only"),
     "a wrap that is refused": (lambda: wrapped("Sealed.third"), "third", "third is read-only"),
 }

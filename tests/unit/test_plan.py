@@ -10,7 +10,7 @@ import pytest
 
 from overlay.errors import MalformedSwitchError, OverlayError, UnknownPatchError
 from overlay.gates import Gate, OneOf
-from overlay.model import Decision, Image, Patch, State
+from overlay.model import Decision, Image, Need, Patch, State
 from overlay.plan import Plan, make_plan
 from overlay.platform import Platform
 from overlay.source import DirectoryTree
@@ -150,6 +150,38 @@ def test_a_version_that_proves_nothing_leaves_it_to_the_source(tmp_path: Path, v
     assert last(edited).state in (State.SOURCE_MISMATCH, State.UNSUPPORTED_VERSION)
 
 
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [
+        ("0.5.12.dev20260525+g1a2b3c4", State.UNSUPPORTED_VERSION),
+        ("0.5.11.dev20260525+g1a2b3c4", State.SOURCE_MISMATCH),
+        ("0.5.6+rocm700", State.UNSUPPORTED_VERSION),
+        ("0.0.0.dev0", State.SOURCE_MISMATCH),
+        ("main", State.SOURCE_MISMATCH),
+    ],
+)
+def test_where_version_and_source_both_say_no_nothing_is_broken(tmp_path: Path, version: str, state: State) -> None:
+    decision = last(synthetic(tmp_path, version, alpha=EDITED))
+    assert decision.state is state
+    says = f"for sglang >=0.5.7,<0.5.12: this calls itself {version}, and {ALPHA} is unknown code "
+    assert decision.reason.startswith(says) is (state is State.UNSUPPORTED_VERSION)
+
+
+@pytest.mark.parametrize("otherwise", [State.CONTAINED, State.DISABLED, State.UNSUPPORTED_VERSION])
+def test_a_variant_names_the_state_of_what_it_does_not_need(tmp_path: Path, otherwise: State) -> None:
+    known = replace(PATCH.variants[0], need=lambda _facts: Need(False, "not here", otherwise))
+    decision = last(synthetic(tmp_path), replace(PATCH, variants=(known,)))
+    assert (decision.state, decision.reason) == (otherwise, "not here")
+
+
+def test_a_checkout_is_decided_by_its_source(tmp_path: Path) -> None:
+    root = write_tree(synthetic(tmp_path, "0.5.6"), {".git/HEAD": ""})
+    decision = last(root)
+    assert decision.state is State.PLANNED
+    assert decision.reason == "needed here [a git checkout, which calls itself 0.5.6: decided by fingerprint]"
+    assert last(root, environ={"AMD_SGLANG_TRUST_VERSION": "0.5.6"}).state is State.UNSUPPORTED_VERSION
+
+
 def test_the_last_release_of_a_closed_range_is_not_called_newer(tmp_path: Path) -> None:
     root = synthetic(tmp_path, "0.5.9", alpha=EDITED)
     assert last(root, replace(PATCH, versions="<=0.5.9")).state is State.SOURCE_MISMATCH
@@ -212,6 +244,7 @@ def test_the_json_form(tmp_path: Path) -> None:
         "schema": 1,
         "sglang": {"version": "0.5.9", "kind": "release", "path": str(root / "sglang")},
         "platform": {"kind": "rocm", "arch": "gfx942", "aiter": None, "vllm": None, "simulated": False},
+        "overrides": {"trust_version": None, "allow_drift": []},
         "digest": made.digest,
         "patches": [
             {
@@ -221,6 +254,7 @@ def test_the_json_form(tmp_path: Path) -> None:
                 "variant": "only",
                 "upstream": ["#1"],
                 "targets": [{"slot": str(ALPHA), "observed": min(ALPHA_IMAGE.digests), "method": "replace"}],
+                "drifted": [],
             }
         ],
     }

@@ -68,6 +68,12 @@ def test_the_first_gpu_of_the_driver(site: Path, nodes: dict[str, str], arch: st
     assert detect({}).arch == arch
 
 
+def test_a_hidden_gpu_does_not_count(site: Path) -> None:
+    write_tree(site.parent / "nodes", {"1/properties": gpu(110000), "2/properties": gpu(90402)})
+    assert detect({"HIP_VISIBLE_DEVICES": "1"}).arch == "gfx942"
+    assert detect({"ROCR_VISIBLE_DEVICES": ""}).arch is None
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [

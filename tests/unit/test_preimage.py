@@ -19,7 +19,18 @@ from overlay.preimage import Proof
 
 SOURCE = '''
 import functools
+import os
 from os.path import join as joined
+
+if os.name == "no such system":
+    from no_such_package import chosen
+else:
+    from os.path import basename as chosen
+
+try:
+    from no_such_package import missing
+except ImportError:
+    from os.path import exists as missing
 
 def decorator(f):
     @functools.wraps(f)
@@ -56,6 +67,15 @@ class A:
 
 def top(x):
     return lambda y: x * y
+
+@functools.lru_cache(maxsize=1)
+def cached(x):
+    return [x]
+
+@functools.lru_cache
+@decorator
+def cached_and_decorated(x):
+    return [x]
 '''
 
 
@@ -76,7 +96,10 @@ def objection(live: ModuleType, qualname: str) -> str | None:
     return Proof(live).foreign(slot, held(slot))
 
 
-@pytest.mark.parametrize("qualname", ["A.f", "A.s", "A.c", "A.conditional", "top", "decorator", "A.g", "joined"])
+@pytest.mark.parametrize(
+    "qualname",
+    ["A.f", "A.s", "A.c", "A.conditional", "top", "decorator", "A.g", "joined", "chosen", "missing", "cached"],
+)
 def test_what_the_source_defines_is_accepted(live: Any, qualname: str) -> None:
     assert objection(live, qualname) is None
 
@@ -183,3 +206,37 @@ def test_an_imported_name_is_accepted_only_while_it_is_what_was_imported(live: A
     assert str(objection(live, "joined")).endswith(", not os.path.join")
     del live.joined
     assert objection(live, "joined") is not None
+
+
+def test_a_name_imported_in_one_of_several_ways_is_what_one_of_them_imports(live: Any) -> None:
+    from os import path
+
+    live.chosen = path.dirname
+    assert str(objection(live, "chosen")).endswith(", not no_such_package.chosen or os.path.basename")
+    live.chosen = _wraps(path.basename)
+    assert objection(live, "chosen") is not None
+    del live.chosen
+    assert str(objection(live, "chosen")).startswith("holds nothing, not ")
+
+
+def test_any_of_the_places_will_do(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ModuleType("no_such_package")
+    other.chosen = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "no_such_package", other)
+    assert objection(live, "chosen") is None
+    live.chosen = other.chosen
+    assert objection(live, "chosen") is None
+
+
+FALSE_CACHES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "of another function": ("cached", lambda _original: functools.cache(lambda x: [x])),
+    "of a function without one": ("top", functools.cache),
+    "of what another decorator made": ("cached_and_decorated", lambda original: original),
+}
+
+
+@pytest.mark.parametrize("false", FALSE_CACHES)
+def test_a_cache_is_accepted_only_where_the_source_has_one(live: Any, false: str) -> None:
+    name, taken = FALSE_CACHES[false]
+    setattr(live, name, taken(getattr(live, name)))
+    assert str(objection(live, name)).endswith(f"which is not the function in {live.__file__}")

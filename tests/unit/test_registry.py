@@ -56,6 +56,12 @@ def test_two_patches_of_one_slot_are_taken_if_the_second_requires_the_first() ->
         Registry((PATCH, upon, replace(PATCH, id="other", requires=("alpha",))))
 
 
+def test_two_patches_of_one_slot_are_taken_if_no_source_is_known_to_both() -> None:
+    other_source = replace(ALPHA_IMAGE, digests=frozenset({"0123456789abcdef"}))
+    later = replace(PATCH, id="later", variants=(variant(other_source),))
+    assert Registry((PATCH, later)).ids == ("alpha", "later")
+
+
 def test_an_id_that_no_switch_could_name_is_refused() -> None:
     with pytest.raises(RegistryError, match="Alpha Patch"):
         Registry((replace(PATCH, id="Alpha Patch"),))

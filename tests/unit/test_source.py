@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import zipfile
@@ -126,6 +127,45 @@ def test_no_package_there_says_what_may_be_given(tmp_path: Path, monkeypatch: py
 def test_the_installed_package_is_found_without_importing_it(tmp_path: Path) -> None:
     tree = installed_tree([str(synthetic(tmp_path))])
     assert tree.path == str(tmp_path / "sglang")
+
+
+def test_a_companion_lies_where_import_finds_it(tmp_path: Path) -> None:
+    """Beside sglang or not: the first on the path, even where sglang's own folder holds another."""
+    name = "companion_of_sglang"
+    site = write_tree(synthetic(tmp_path / "site"), {f"{name}/__init__.py": "", f"{name}/ops.py": "stale = 1\n"})
+    checkout = write_tree(tmp_path / "src", {f"{name}/__init__.py": "", f"{name}/ops.py": "live = 1\n"})
+    assert read_module(installed_tree([str(site), str(checkout)]), f"{name}.ops") == b"stale = 1\n"
+    tree = installed_tree([str(checkout), str(site)])
+    assert read_module(tree, f"{name}.ops") == b"live = 1\n"
+    assert read_module(tree, name) == b""
+    assert read_module(tree, f"{name}.missing") is None
+    assert read_module(tree, "sglang.srt.alpha") == (site / "sglang/srt/alpha.py").read_bytes()
+    assert name not in sys.modules
+
+
+def test_a_companion_that_is_not_there(tmp_path: Path) -> None:
+    path = synthetic(tmp_path)
+    write_tree(path, {"companion_of_sglang.py": ""})
+    tree = installed_tree([str(path)])
+    assert read_module(tree, "no_such_companion.ops") is None
+    assert read_module(tree, "companion_of_sglang.ops") is None
+
+
+def test_a_companion_that_is_imported_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = write_tree(tmp_path / "live", {"companion_of_sglang/__init__.py": "", "companion_of_sglang/ops.py": "1\n"})
+    monkeypatch.syspath_prepend(str(live))
+    importlib.import_module("companion_of_sglang")
+    try:
+        assert read_module(installed_tree([str(synthetic(tmp_path / "site"))]), "companion_of_sglang.ops") == b"1\n"
+    finally:
+        del sys.modules["companion_of_sglang"]
+
+
+def test_a_tree_that_is_only_looked_at_has_what_lies_in_it(tmp_path: Path, wheel: Path) -> None:
+    tree = open_tree(str(write_tree(tmp_path / "site", {**FILES, "aiter/__init__.py": "", "aiter/ops.py": "1\n"})))
+    assert read_module(tree, "aiter.ops") == b"1\n"
+    assert read_module(tree, "packaging") is None
+    assert read_module(open_tree(str(wheel)), "packaging") is None
 
 
 @pytest.mark.parametrize(

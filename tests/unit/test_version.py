@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from overlay.source import DirectoryTree
-from overlay.version import VersionKind, classify, newer_than, read_version, within
+from overlay.version import VersionKind, classify, may_lie_within, newer_than, read_version, within
 from tests.unit.engine_support import RELEASES, write_tree
 
 
@@ -74,6 +74,50 @@ def test_newer_means_above_every_upper_bound(text: str, specifier: str, newer: b
 @pytest.mark.parametrize("specifier", ["<=0.5.9", "==0.5.9", "==0.5.*,<0.5.10"])
 def test_a_version_inside_a_range_is_not_newer_than_it(specifier: str) -> None:
     assert not newer_than(classify("0.5.9"), specifier)
+
+
+@pytest.mark.parametrize(
+    ("text", "specifier", "possible"),
+    [
+        ("0.5.12.dev20260525+g1a2b3c4", ">=0.5.12,<0.5.24", True),
+        ("0.5.12.dev20260525+g1a2b3c4", ">=0.5.6.post2,<0.5.13", True),
+        ("0.5.12.dev20260525+g1a2b3c4", ">=0.5.13,<0.5.24", False),
+        ("0.5.24.dev5+g1a2b3c4", ">=0.5.13,<0.5.24", False),
+        ("0.5.10rc1", ">=0.5.10,<0.5.24", True),
+        ("0.5.9+rocm700", ">=0.5.9,<0.5.24", True),
+        ("0.5.6.post2+rocm700", ">=0.5.6.post2,<0.5.24", True),
+        ("0.5.9+rocm700", ">=0.5.13,<0.5.24", False),
+        ("0.0.0.dev0", ">=0.5.13,<0.5.24", True),
+        ("0.0.0.dev1+g0123abc", ">=0.5.13,<0.5.24", True),
+        ("main", ">=0.5.13,<0.5.24", True),
+        ("", ">=0.5.13,<0.5.24", True),
+    ],
+)
+def test_a_build_may_be_what_it_is_named_after_and_an_unknown_version_anything(
+    text: str, specifier: str, possible: bool
+) -> None:
+    assert may_lie_within(classify(text), specifier) is possible
+
+
+@pytest.mark.parametrize(
+    ("version", "git", "package", "kind"),
+    [
+        ("0.5.9", ".git/HEAD", "sglang", VersionKind.CHECKOUT),
+        ("0.5.9.post1", ".git/HEAD", "python/sglang", VersionKind.CHECKOUT),
+        ("0.5.9", ".git", "python/sglang", VersionKind.CHECKOUT),
+        ("", ".git/HEAD", "python/sglang", VersionKind.CHECKOUT),
+        ("0.5.10.dev3+g1a2b3c4", ".git/HEAD", "python/sglang", VersionKind.DEV),
+        ("0.0.0.dev0", ".git/HEAD", "python/sglang", VersionKind.UNKNOWN),
+        ("0.5.9", ".git/HEAD", "site-packages/sglang", VersionKind.RELEASE),
+        ("0.5.9", "README", "python/sglang", VersionKind.RELEASE),
+    ],
+)
+def test_a_checkout_keeps_the_version_file_of_its_last_build(
+    tmp_path: Path, version: str, git: str, package: str, kind: VersionKind
+) -> None:
+    write_tree(tmp_path, {git: "", f"{package}/_version.py": f"__version__ = {version!r}\n"})
+    found = read_version(DirectoryTree((tmp_path / package).parent))
+    assert (found.text, found.kind) == (version, kind)
 
 
 _FALLBACK = "try:\n    from sglang._version import __version__\nexcept ImportError:\n    __version__ = '0.0.0.dev0'\n"

@@ -1,17 +1,15 @@
-"""aiter's rotary embedding, alone and fused with the query and key norms."""
+"""aiter's rotary embedding by one position."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from overlay.simulate.fakes.aiter_norm import rms_norm
 from overlay.simulate.fakes.catalogues import aiter
 from overlay.simulate.fakes.errors import MissingBodyError
-from overlay.simulate.settings import AITER_HEAD
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> Tensor:
@@ -88,76 +86,6 @@ def get_rope(
 
 
 _rope = functools.cache(RotaryEmbedding)  # like the real one: equal arguments, same object
-
-_MROPE = "aiter.ops.fused_qk_norm_mrope_cache_quant.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle"
-_MROPE_PARAMETERS = (
-    "qkv, qw, kw, cos_sin, positions, num_tokens, num_heads_q, num_heads_k, num_heads_v, head_size, is_neox_style, "
-    "mrope_section_, is_interleaved, eps, q_out, k_cache, v_cache, slot_mapping, per_tensor_k_scale, "
-    "per_tensor_v_scale, k_out, v_out, return_kv, use_shuffle_layout, block_size, x"
-)
-aiter.signature(_MROPE, _MROPE_PARAMETERS, shown_in=("aiter",), last="v0.1.10.post3")
-
-
-@aiter.function(_MROPE, f"{_MROPE_PARAMETERS}, rotary_dim=0", shown_in=("aiter",), first="v0.1.12", last="v0.1.15")
-@aiter.function(_MROPE, f"{_MROPE_PARAMETERS}, rotary_dim=0, gemma_norm=False", shown_in=("aiter",), first=AITER_HEAD)
-def fused_qk_norm_mrope(
-    qkv: Tensor,
-    qw: Tensor,
-    kw: Tensor,
-    cos_sin: Tensor,
-    positions: Tensor,
-    num_tokens: int,
-    num_heads_q: int,
-    num_heads_k: int,
-    num_heads_v: int,
-    head_size: int,
-    is_neox_style: bool,
-    mrope_section_: Sequence[int],
-    is_interleaved: bool,
-    eps: float,
-    q_out: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slot_mapping: Tensor,
-    k_out: Tensor | None,
-    v_out: Tensor | None,
-    return_kv: bool,
-    use_shuffle_layout: bool,
-    gemma_norm: bool = False,
-    **_: object,
-) -> None:
-    """Norm and rotate queries and keys by positions in three dimensions; write the keys and values to their slots.
-
-    `qkv` [tokens, heads, head size], `cos_sin` [positions, rotary], `positions` [3, tokens], caches [slots, heads,
-    head size], `slot_mapping` [tokens] with -1 for none. Raises MissingBodyError for a quantised or shuffled cache.
-    """
-    if use_shuffle_layout or k_cache.dtype != qkv.dtype:
-        raise MissingBodyError(f"{_MROPE} with a quantised or shuffled cache has no body in the simulation")
-    q, k, v = torch.split(qkv.view(num_tokens, -1, head_size), [num_heads_q, num_heads_k, num_heads_v], 1)
-    cos, sin = (
-        _sectioned(table, mrope_section_, is_interleaved)[:, None] for table in cos_sin[positions].float().chunk(2, -1)
-    )
-    q = rotate(rms_norm(q, qw.float() + gemma_norm, eps), cos, sin, is_neox_style)
-    k = rotate(rms_norm(k, kw.float() + gemma_norm, eps), cos, sin, is_neox_style)
-    q_out.copy_(q.view_as(q_out))
-    held = slot_mapping >= 0
-    k_cache.view(-1, num_heads_k, head_size)[slot_mapping[held]] = k[held]
-    v_cache.view(-1, num_heads_v, head_size)[slot_mapping[held]] = v[held]
-    if return_kv and k_out is not None and v_out is not None:
-        k_out.copy_(k.view_as(k_out))
-        v_out.copy_(v.reshape(v_out.shape))
-
-
-def _sectioned(table: Tensor, sections: Sequence[int], interleaved: bool) -> Tensor:
-    """[3, tokens, rotary / 2] to [tokens, rotary / 2]: which dimension's angle each frequency takes."""
-    if not interleaved:
-        return torch.cat([part[i] for i, part in enumerate(torch.split(table, list(sections), -1))], -1)
-    mixed = table[0].clone()
-    for dimension in (1, 2):
-        taken = slice(dimension, sections[dimension] * 3, 3)
-        mixed[:, taken] = table[dimension, :, taken]
-    return mixed
-
 
 _NORM_ROPE = "aiter.ops.fused_qk_norm_rope_cache_quant.fused_qk_norm_rope_cache_pts_quant_shuffle"
 _NORM_ROPE_PARAMETERS = (

@@ -16,7 +16,17 @@ from overlay.simulate.settings import Arch
 
 #: The modules that fill a package's catalogue, relative to this one. They import torch.
 _CONTRACTS = {
-    "aiter": ("aiter_values", "aiter_norm", "aiter_moe", "aiter_gemm", "aiter_rope", "aiter_quant", "aiter_attention"),
+    "aiter": (
+        "aiter_values",
+        "aiter_norm",
+        "aiter_moe",
+        "aiter_gemm",
+        "aiter_rope",
+        "aiter_mrope",
+        "aiter_quant",
+        "aiter_attention",
+        "aiter_gfx95",
+    ),
     "sgl_kernel": ("kernel_bodies", "kernel_signatures"),
 }
 

@@ -36,8 +36,8 @@ from patches.kernels.argmax import greedy_argmax
 
 COPY_BYTES = 1 << 30
 CASES = [
-    *((batch, 151936, torch.bfloat16) for batch in (1, 2, 4, 8, 16, 64, 128, 192, 256, 512)),
-    *((batch, 151936, torch.float32) for batch in (1, 8, 64, 128)),
+    *((batch, 151936, torch.bfloat16) for batch in (1, 2, 4, 8, 16, 64, 128, 160, 192, 256, 320, 512)),
+    *((batch, 151936, torch.float32) for batch in (1, 8, 64, 128, 160, 320)),
     (256, 248320, torch.float32),
     # 16 bytes do not divide the rows of these.
     *((batch, 151666, torch.float32) for batch in (1, 8, 128)),

@@ -89,7 +89,51 @@ def _gemma2_spread(name: str) -> float:
     return 0.15
 
 
-KINDS = {"gemma2": Kind(_gemma2, _gemma2_spread, {"hidden_act": "gelu_pytorch_tanh"}, seed=12)}
+def _qwen3_vl() -> Any:
+    transformers = _transformers()
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,  # the smallest that a fused attention prologue is written for
+        "max_position_embeddings": 512,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [12, 10, 10], "mrope_interleaved": True},
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+        "patch_size": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    image = {"image_token_id": 508, "video_token_id": 509, "vision_start_token_id": 510, "vision_end_token_id": 511}
+    return transformers.Qwen3VLForConditionalGeneration(
+        transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **image)
+    )
+
+
+def _qwen3_vl_spread(name: str) -> float:
+    if "embed" in name or "lm_head" in name:
+        return 0.2
+    # Norms are scaled with the weight itself; the query and key norms far from one make attention sharp, so that wrong
+    # positions show in the tokens.
+    return 1.0 if "norm" in name else 0.15
+
+
+KINDS = {
+    "gemma2": Kind(_gemma2, _gemma2_spread, {"hidden_act": "gelu_pytorch_tanh"}, seed=12),
+    "qwen3-vl": Kind(_qwen3_vl, _qwen3_vl_spread, {}, seed=2),
+}
 
 
 def make_tokenizer() -> Tokenizer:
@@ -158,9 +202,9 @@ class Greedy:
 
 def greedy(folder: Path, prompt: Sequence[int], count: int, dtype: torch.dtype) -> Greedy:
     """transformers' own answer: ``count`` greedy tokens after ``prompt``, computed in ``dtype`` without a cache."""
-    model = (
-        _transformers().AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
-    )
+    transformers = _transformers()
+    (architecture,) = transformers.AutoConfig.from_pretrained(folder).architectures
+    model = getattr(transformers, architecture).from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     sequence, margins = list(prompt), []
     with torch.no_grad():
         for _ in range(count):

@@ -6,6 +6,9 @@ Importing this package imports neither torch nor sglang: a patch loads its kerne
 from overlay.model import Patch
 from patches import (
     fix_aiter_greedy_sample,
+    fix_deepstack_residual,
+    fix_fused_mrope_guards,
+    fix_vllm_norm_signature,
     gemma_rmsnorm,
     greedy_sampler,
     qwen3_fused_attention,
@@ -13,7 +16,10 @@ from patches import (
 
 PATCHES: tuple[Patch, ...] = (
     gemma_rmsnorm.PATCH,
+    fix_vllm_norm_signature.PATCH,
+    fix_deepstack_residual.PATCH,
     qwen3_fused_attention.PATCH,
+    fix_fused_mrope_guards.PATCH,
     greedy_sampler.PATCH,
     fix_aiter_greedy_sample.PATCH,
 )

@@ -80,6 +80,7 @@ def _argmax_kernel(
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
     KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
@@ -111,7 +112,7 @@ def _argmax_kernel(
         best = tl.load(x, mask=head, other=float("-inf")).to(tl.float32)
     full_end = tl.maximum(end // BLOCK, full_begin)
     tail = tl.load(x + full_end * BLOCK, mask=lanes < end - full_end * BLOCK, other=float("-inf"))
-    for block in range(full_begin, full_end):
+    for block in tl.range(full_begin, full_end, num_stages=STAGES):
         best, source = _update(best, source, tl.load(x + block * BLOCK), block)
     best, source = _update(best, source, tail, full_end)
 
@@ -161,12 +162,14 @@ _INTERPRETED = not isinstance(_argmax_kernel, triton.JITFunction)
 
 
 class Partition(NamedTuple):
-    """How a launch covers the logits: ``parts`` programs per row, each of ``blocks`` blocks of ``block`` columns."""
+    """How a launch covers the logits: ``parts`` programs per row, each of ``blocks`` blocks of ``block`` columns, of
+    which ``stages`` are in flight at once."""
 
     parts: int
     blocks: int
     block: int
     threads: int
+    stages: int
 
 
 def partition(batch: int, vocab: int, element_bytes: int, compute_units: int) -> Partition:
@@ -174,22 +177,33 @@ def partition(batch: int, vocab: int, element_bytes: int, compute_units: int) ->
 
     From three rows for four compute units on, a program takes a whole row and the second kernel is saved; programs are
     sized for 1024 threads per compute unit, which keep enough loads in flight to use all of the memory's bandwidth.
-    Fewer rows are cut into up to three small programs per compute unit, none of which has less than three blocks:
-    more parts would cost the second kernel more than they gain. (Measured on an H200.)
+    From two rows a compute unit on they keep four blocks in flight, so that the last rows are not left to wait for
+    memory alone. Just above one row a compute unit, a second round of whole rows would leave most of the GPU idle:
+    16-bit rows are then cut in four; 32-bit ones keep the memory busy all the same. Fewer rows are cut into up to
+    three small programs per compute unit, none of which has less than three blocks: more parts would cost the second
+    kernel more than they gain. (Measured on an H200.)
     """
     unit = _UNIT_BYTES // element_bytes
     columns = vocab + unit - 1  # a row may begin anywhere between two 16-byte boundaries
-    whole_rows = 4 * batch >= 3 * compute_units
-    threads = 128
-    if whole_rows and batch <= 4 * compute_units:
-        threads = 512 if batch <= 2 * compute_units else 256
-        threads = min(threads, max(128, triton.next_power_of_2(columns // unit)))
-    block = threads * (8 if whole_rows else unit)
+    narrow = element_bytes == 2
+    quarters = narrow and 10 * compute_units < 10 * batch <= 13 * compute_units
+    whole_rows = 4 * batch >= 3 * compute_units and not quarters
+    threads, stages = 128, 1
+    if quarters:
+        threads = 256
+    elif whole_rows and batch <= 4 * compute_units:
+        threads = 512 if batch <= (3 if narrow else 2) * compute_units else 256
+        stages = 4 if batch > 2 * compute_units else 1
+    threads = min(threads, max(128, triton.next_power_of_2(columns // unit)))
+    block = threads * (8 if whole_rows or quarters else unit)
     total = _ceil_div(columns, block)
-    parts = 1 if whole_rows else max(1, min(3 * compute_units // batch, _ceil_div(total, 3)))
+    if quarters:
+        parts = min(4, total)
+    else:
+        parts = 1 if whole_rows else max(1, min(3 * compute_units // batch, _ceil_div(total, 3)))
     parts = max(parts, _ceil_div(columns, _MAX_PART))
     blocks = _ceil_div(total, parts)
-    return Partition(_ceil_div(total, blocks), blocks, block, threads)
+    return Partition(_ceil_div(total, blocks), blocks, block, threads, stages)
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -261,13 +275,13 @@ def _launch(out: Tensor, logits: Tensor, index: int) -> None:
     batch, vocab = logits.shape
     element_bytes = logits.element_size()
     compute_units, warp_size = _device(index)
-    parts, blocks, block, threads = _partition(batch, vocab, element_bytes, compute_units)
+    parts, blocks, block, threads, stages = _partition(batch, vocab, element_bytes, compute_units)
     row_stride = logits.stride(0)
     aligned = (logits.data_ptr() | row_stride * element_bytes | vocab * element_bytes) % _UNIT_BYTES == 0
     keys = None if parts == 1 else torch.empty((batch, parts), dtype=torch.int64, device=logits.device)
     _argmax_kernel[(batch, parts)](
         out if keys is None else keys, logits, vocab, row_stride, out.stride(0), blocks,
-        BLOCK=block, ALIGNED=aligned, KEYS=keys is not None,
+        BLOCK=block, ALIGNED=aligned, KEYS=keys is not None, STAGES=stages,
         num_warps=threads // warp_size,
     )  # fmt: skip
     if keys is not None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from demo import checkpoint
 from demo.__main__ import PROMPTS, TOKENS
+from tests.engine.generate import PROMPTS as ENGINE_PROMPTS
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,19 @@ def test_expect_without_a_prompt_is_a_usage_error(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         checkpoint.main(["--out", str(tmp_path / "made"), "--expect", "2"])
     assert "--prompt" in capsys.readouterr().err
+
+
+def test_tokens_of_qwen3_vl_do_not_depend_on_precision_but_on_positions(tmp_path: Path) -> None:
+    folder = tmp_path / "qwen3-vl"
+    checkpoint.write_checkpoint(folder, "qwen3-vl")
+
+    def tokens(dtype: torch.dtype) -> list[list[int]]:
+        return [checkpoint.greedy(folder, prompt, 8, dtype).tokens for prompt in ENGINE_PROMPTS]
+
+    right = tokens(torch.float32)
+    assert right == tokens(torch.bfloat16)
+    assert all(len(set(answer)) >= 6 for answer in right)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_theta"] = 100.0
+    (folder / "config.json").write_text(json.dumps(config))
+    assert all(wrong != answer for wrong, answer in zip(tokens(torch.float32), right, strict=True))

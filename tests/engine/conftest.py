@@ -13,15 +13,14 @@ from tests.engine.generate import PROMPTS
 COUNT = 8
 
 
-@pytest.fixture(scope="session")
-def checkpoint() -> Path:
-    folder = CHECKPOINTS / "gemma2"
-    subprocess.run([sys.executable, "-m", "demo.checkpoint", "--out", folder], cwd=ROOT, check=True, timeout=120)
+def write_checkpoint(kind: str) -> Path:
+    folder = CHECKPOINTS / kind
+    command = [sys.executable, "-m", "demo.checkpoint", "--kind", kind, "--out", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     return folder
 
 
-@pytest.fixture(scope="session")
-def transformers_tokens(checkpoint: Path) -> list[list[int]]:
+def tokens_of_transformers(checkpoint: Path) -> list[list[int]]:
     """transformers' own greedy tokens after PROMPTS, in bf16, computed in a process that never saw the simulation."""
     program = (
         "import json, sys, torch; from pathlib import Path; from demo.checkpoint import greedy\n"
@@ -30,3 +29,13 @@ def transformers_tokens(checkpoint: Path) -> list[list[int]]:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
     tokens: list[list[int]] = json.loads(done.stdout)
     return tokens
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    return write_checkpoint("gemma2")
+
+
+@pytest.fixture(scope="session")
+def transformers_tokens(checkpoint: Path) -> list[list[int]]:
+    return tokens_of_transformers(checkpoint)

@@ -1,6 +1,7 @@
-"""Greedy tokens from a real `sglang.Engine`, scheduler process and all: `generate.py CHECKPOINT COUNT`.
+"""Greedy tokens from a real `sglang.Engine`, scheduler process and all: `generate.py CHECKPOINT COUNT [ARGUMENTS]`.
 
-Run by the tests under the overlay. Prints one line `TOKENS [[...], ...]`.
+Run by the tests under the overlay; ARGUMENTS are further ones of the engine, as a JSON object. Prints one line
+`TOKENS [[...], ...]`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ PROMPTS = [[5, 17, 33, 8, 61], [70, 12, 9]]
 def main() -> None:
     import sglang
 
+    more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     engine = sglang.Engine(
         model_path=sys.argv[1],
         dtype="bfloat16",
@@ -23,6 +25,7 @@ def main() -> None:
         triton_attention_num_kv_splits=1,
         max_total_tokens=1024,
         skip_tokenizer_init=True,
+        **more,
     )
     sampling = {"temperature": 0, "max_new_tokens": int(sys.argv[2]), "ignore_eos": True}
     answers = engine.generate(input_ids=PROMPTS, sampling_params=sampling)

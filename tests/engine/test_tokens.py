@@ -3,48 +3,24 @@ and proof of which code ran in the scheduler."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from overlay import status
 from tests.engine.conftest import COUNT
+from tests.engine.runs import SCRIPT, generate
 from tests.releases import environment
 
-SCRIPT = Path(__file__).with_name("generate.py")
+PATCH = "gemma-rmsnorm"
 OURS, HIP, NATIVE = (
     "triton:patches.kernels.gemma_rmsnorm._gemma_rmsnorm_kernel",
     "op:GemmaRMSNorm.forward_hip",
     "op:GemmaRMSNorm.forward_native",
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    tokens: list[list[int]]
-    state: str
-    calls: dict[str, int]
-
-
-def generate(release: str, checkpoint: Path, run_dir: Path, *options: str, **environ: str) -> Run:
-    done = subprocess.run(
-        [sys.executable, "-m", "overlay", "--simulate", "gfx942", *options, str(SCRIPT), str(checkpoint), str(COUNT)],
-        env={**environment(release), "AMD_SGLANG_RUN_DIR": str(run_dir), **environ},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
-    assert done.returncode == 0 and lines, done.stdout[-2000:] + done.stderr[-4000:]
-    (scheduler,) = [row for row in status.read_runs(run_dir) if row.get("role") == "scheduler"]
-    assert scheduler["ready"] and scheduler["sglang"]["version"] == release  # type: ignore[index]
-    (patch,) = [p for p in scheduler["patches"] if p["id"] == "gemma-rmsnorm"]  # type: ignore[attr-defined]
-    return Run(json.loads(lines[0].removeprefix("TOKENS ")), patch["state"], scheduler["calls"])  # type: ignore[arg-type]
 
 
 @pytest.mark.engine
@@ -66,10 +42,10 @@ def test_patched_and_unpatched_agree_with_transformers(
     transformers_tokens: list[list[int]],
     tmp_path: Path,
 ) -> None:
-    patched = generate(release, checkpoint, tmp_path / "on", **environ)
-    plain = generate(release, checkpoint, tmp_path / "off", "--disable", "gemma-rmsnorm", **environ)
+    patched = generate(release, checkpoint, tmp_path / "on", COUNT, **environ)
+    plain = generate(release, checkpoint, tmp_path / "off", COUNT, "--disable", PATCH, **environ)
     assert patched.tokens == plain.tokens == transformers_tokens
-    assert (patched.state, plain.state) == ("applied", "disabled")
+    assert (patched.states[PATCH], plain.states[PATCH]) == ("applied", "disabled")
     assert patched.calls[HIP] == patched.calls[OURS] > 0 and NATIVE not in patched.calls
     assert plain.calls[upstream] == patched.calls[HIP] and OURS not in plain.calls
 
@@ -78,9 +54,9 @@ def test_patched_and_unpatched_agree_with_transformers(
 def test_newest_release_with_aiter_is_left_alone(
     checkpoint: Path, transformers_tokens: list[list[int]], tmp_path: Path
 ) -> None:
-    run = generate("0.5.23", checkpoint, tmp_path)
+    run = generate("0.5.23", checkpoint, tmp_path, COUNT)
     assert run.tokens == transformers_tokens
-    assert run.state == "contained" and OURS not in run.calls
+    assert run.states[PATCH] == "contained" and OURS not in run.calls
 
 
 @pytest.mark.engine

@@ -16,8 +16,8 @@ from patches.kernels import argmax as kernel
 from tests.kernels.amd_assembly import build
 
 COMPUTE_UNITS = 304
-BATCHES = (1, 304, 1000, 4000)
-"""One for each number of threads, and one for parts of a row."""
+BATCHES = (1, 304, 350, 700, 1000, 4000)
+"""One for each number of threads and of blocks in flight, and two for parts of a row."""
 
 
 def compile_for(
@@ -52,7 +52,7 @@ def builds(target: GPUTarget) -> list[dict[str, Any]]:
                 compile_for(
                     kernel._argmax_kernel,
                     signature,
-                    {"BLOCK": chosen.block, "ALIGNED": aligned, "KEYS": keys},
+                    {"BLOCK": chosen.block, "ALIGNED": aligned, "KEYS": keys, "STAGES": chosen.stages},
                     chosen.threads,
                     target,
                 )

@@ -177,7 +177,7 @@ class TestOutput:
     @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
     def test_given(self, dtype: torch.dtype, parts: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Strided, and nothing beside it is touched."""
-        monkeypatch.setattr(kernel, "_partition", lambda *_: Partition(parts, 2, 1024, 128))
+        monkeypatch.setattr(kernel, "_partition", lambda *_: Partition(parts, 2, 1024, 128, 1))
         logits = randn(4, 2 * 1024 * parts - 9, dtype=torch.float16, device=device)
         buffer = torch.full((12,), -7, dtype=dtype, device=device)
         assert greedy_argmax(logits, buffer[1::3]).data_ptr() == buffer[1:].data_ptr()
@@ -251,8 +251,8 @@ class TestPartition:
     @pytest.mark.parametrize("compute_units", [1, 80, 132, 304])
     def test_covers_every_row_and_no_part_is_empty(self, compute_units: int, vocab: int, element_bytes: int) -> None:
         unit = 16 // element_bytes
-        for batch in (1, 2, 7, 8, 33, 99, 132, 256, 1000, 100_000):
-            parts, blocks, block, threads = partition(batch, vocab, element_bytes, compute_units)
+        for batch in (1, 2, 7, 8, 33, 99, 132, 160, 256, 350, 1000, 100_000):
+            parts, blocks, block, threads, _ = partition(batch, vocab, element_bytes, compute_units)
             part = blocks * block
             columns = vocab + unit - 1
             assert (parts - 1) * part < columns <= parts * part
@@ -263,25 +263,39 @@ class TestPartition:
 
     def test_few_rows_spread_over_the_gpu(self) -> None:
         for batch in (1, 2, 8, 64):
-            parts, blocks, _, threads = partition(batch, 151936, 2, 132)
+            parts, blocks, _, threads, _ = partition(batch, 151936, 2, 132)
             assert threads == 128
             assert blocks >= 3
             assert min(49, 132) <= batch * parts <= 3 * 132
 
     def test_a_full_gpu_takes_whole_rows(self) -> None:
         assert partition(98, 151936, 2, 132).parts > 1
-        assert [partition(b, 151936, 2, 132)[::3] for b in (99, 264, 265, 528, 529)] == [
-            (1, 512), (1, 512), (1, 256), (1, 256), (1, 128)
-        ]  # fmt: skip
+        chosen = {batch: partition(batch, 151936, 2, 132) for batch in (99, 172, 264, 265, 396, 397, 528, 529)}
+        assert {batch: (p.parts, p.threads, p.stages) for batch, p in chosen.items()} == {
+            99: (1, 512, 1),
+            172: (1, 512, 1),
+            264: (1, 512, 1),
+            265: (1, 512, 4),
+            396: (1, 512, 4),
+            397: (1, 256, 4),
+            528: (1, 256, 4),
+            529: (1, 128, 1),
+        }
+        assert [partition(batch, 151936, 4, 132)[3:] for batch in (264, 265)] == [(512, 1), (256, 4)]
+
+    def test_a_second_round_that_would_be_nearly_empty_is_avoided(self) -> None:
+        assert partition(132, 151936, 2, 132).parts == 1
+        assert [partition(batch, 151936, 2, 132)[::3] for batch in (133, 171)] == [(4, 256)] * 2
+        assert [partition(batch, 151936, 4, 132)[::3] for batch in (133, 171)] == [(1, 512)] * 2
 
     def test_short_rows_leave_no_thread_idle(self) -> None:
-        assert partition(256, 1000, 2, 132) == (1, 1, 1024, 128)
-        assert partition(256, 2000, 2, 132) == (1, 1, 2048, 256)
+        assert partition(256, 1000, 2, 132) == (1, 1, 1024, 128, 1)
+        assert partition(256, 2000, 2, 132) == (1, 1, 2048, 256, 1)
 
     def test_known_shapes(self) -> None:
-        assert partition(1, 151936, 2, 132) == (50, 3, 1024, 128)
-        assert partition(8, 151936, 2, 132) == (38, 4, 1024, 128)
-        assert partition(256, 151936, 2, 132) == (1, 38, 4096, 512)
-        assert partition(8, 151936, 4, 132) == (43, 7, 512, 128)
-        assert partition(128, 151936, 4, 132) == (1, 38, 4096, 512)
+        assert partition(1, 151936, 2, 132) == (50, 3, 1024, 128, 1)
+        assert partition(8, 151936, 2, 132) == (38, 4, 1024, 128, 1)
+        assert partition(256, 151936, 2, 132) == (1, 38, 4096, 512, 1)
+        assert partition(8, 151936, 4, 132) == (43, 7, 512, 128, 1)
+        assert partition(128, 151936, 4, 132) == (1, 38, 4096, 512, 1)
         assert partition(256, 2**31, 2, 132).parts == 3

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.patches import checks
 from tests.releases import run_simulated as run
 
-CHECKS = Path(__file__).parent / "in_release" / "check_gemma_rmsnorm.py"
+CHECKS = "check_gemma_rmsnorm.py"
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("release", ["0.5.6.post2", "0.5.8", "0.5.9", "0.5.10.post1", "0.5.12.post1", "0.5.13"])
 def test_every_check_passes(release: str) -> None:
-    done = run(release, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS))
+    done = checks.run(release, checks.AITER, CHECKS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.engine
 def test_every_check_passes_where_upstream_wants_aiter_for_its_kernel() -> None:
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS))
-    done = run("0.5.23", *command, SGLANG_USE_AITER="0")
+    done = checks.run("0.5.23", checks.WITHOUT_AITER, CHECKS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from overlay.simulate.fakes import aiter_moe, aiter_norm, aiter_rope, kernel_bodies
+from overlay.simulate.fakes import aiter_moe, aiter_mrope, aiter_norm, aiter_rope, kernel_bodies
 from overlay.simulate.fakes.aiter_values import QuantType
 from overlay.simulate.fakes.errors import MissingBodyError
 
@@ -110,24 +112,101 @@ def test_token_slots_are_sorted_into_whole_blocks() -> None:
     assert sorted_ids[:8].tolist() == [5, 6, 0, 3, 1, 2, 4, 6]  # 6: no token
 
 
-def test_fused_qk_norm_mrope_writes_queries_and_the_cache() -> None:
-    tokens, heads, size, rotary = 3, 2, 8, 8
-    qkv, qw, kw = torch.randn(tokens, 4 * size), torch.randn(size), torch.randn(size)
-    angle = torch.rand(16, rotary // 2)
-    positions = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    q_out, k_cache, v_cache = torch.empty(tokens, heads * size), torch.zeros(6, 1, size), torch.zeros(6, 1, size)
-    slots = torch.tensor([2, -1, 4])
-    aiter_rope.fused_qk_norm_mrope(
-        qkv, qw, kw, torch.cat([angle.cos(), angle.sin()], -1), positions, tokens, heads, 1, 1, size, True, [2, 1, 1],
-        True, 1e-6, q_out, k_cache, v_cache, slots, None, None, False, False,
-    )  # fmt: skip
-    q, k, v = torch.split(qkv.view(tokens, 4, size), [heads, 1, 1], 1)
-    # Interleaved sections [2, 1, 1]: frequencies take their positions from dimensions 0, 1, 2, 0.
-    taken = torch.stack([angle[positions[d], f] for f, d in enumerate((0, 1, 2, 0))], -1)[:, None]
-    expected = aiter_rope.rotate(aiter_norm.rms_norm(q, qw, 1e-6), taken.cos(), taken.sin(), True)
-    torch.testing.assert_close(q_out.view_as(expected), expected)
-    torch.testing.assert_close(
-        k_cache[2], aiter_rope.rotate(aiter_norm.rms_norm(k, kw, 1e-6), taken.cos(), taken.sin(), True)[0]
-    )
-    assert torch.equal(v_cache[[2, 4]], v[[0, 2]])
-    assert not v_cache[[0, 1, 3, 5]].any()  # slot -1 is written nowhere
+class MropeCall:
+    """A call of aiter's fused prologue: one key and value head of 8 elements, three tokens, the second without slot."""
+
+    TOKENS, HEADS, SIZE = 3, 2, 8
+
+    def __init__(self, dtype: torch.dtype = torch.float32, cache_dtype: torch.dtype | None = None) -> None:
+        self.qkv = torch.randn(self.TOKENS, 4 * self.SIZE).to(dtype)
+        self.qw, self.kw = torch.randn(self.SIZE).to(dtype), torch.randn(self.SIZE).to(dtype)
+        angle = torch.rand(16, self.SIZE // 2)
+        self.cos_sin = torch.cat([angle.cos(), angle.sin()], -1).to(dtype)
+        self.positions = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+        self.slots = torch.tensor([2, -1, 4])
+        self.q_out = torch.empty(self.TOKENS, self.HEADS * self.SIZE, dtype=dtype)
+        self.k_cache, self.v_cache = (torch.zeros(6, 1, self.SIZE).to(cache_dtype or dtype) for _ in range(2))
+
+    def run(self, op: Callable[..., None], scale: float = 1.0) -> None:
+        op(
+            qkv=self.qkv, qw=self.qw, kw=self.kw, positions=self.positions, k_cache=self.k_cache, v_cache=self.v_cache,
+            cos_sin=self.cos_sin, num_tokens=self.TOKENS,
+            num_heads_q=self.HEADS, num_heads_k=1, num_heads_v=1, head_size=self.SIZE, is_neox_style=True,
+            mrope_section_=[2, 1, 1], is_interleaved=True, eps=1e-6, q_out=self.q_out, slot_mapping=self.slots,
+            per_tensor_k_scale=torch.tensor(scale), per_tensor_v_scale=torch.tensor(scale), k_out=None, v_out=None,
+            return_kv=False, use_shuffle_layout=False, block_size=0, x=0, rotary_dim=0,
+        )  # fmt: skip
+
+    def expected(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, k, v = torch.split(self.qkv.view(self.TOKENS, 4, self.SIZE), [self.HEADS, 1, 1], 1)
+        # Interleaved sections [2, 1, 1]: frequencies take their positions from dimensions 0, 1, 2, 0.
+        cos, sin = (
+            torch.stack([table[self.positions[d], f] for f, d in enumerate((0, 1, 2, 0))], -1)[:, None].float()
+            for table in self.cos_sin.chunk(2, -1)
+        )
+        normed = aiter_norm.rms_norm(q, self.qw, 1e-6), aiter_norm.rms_norm(k, self.kw, 1e-6)
+        rotated_q, rotated_k = (aiter_rope.rotate(x, cos, sin, True) for x in normed)
+        return rotated_q, rotated_k, v
+
+
+MROPES = pytest.mark.parametrize("op", [aiter_mrope.with_packed_cache, aiter_mrope.with_strided_cache])
+
+
+@MROPES
+def test_fused_qk_norm_mrope_writes_queries_and_the_cache(op: Callable[..., None]) -> None:
+    call = MropeCall()
+    call.k_cache, call.v_cache = call.k_cache.unsqueeze(1), call.v_cache.unsqueeze(1)  # blocks of one slot
+    call.run(op)
+    q, k, v = call.expected()
+    torch.testing.assert_close(call.q_out.view_as(q), q)
+    torch.testing.assert_close(call.k_cache[2, 0], k[0])
+    assert torch.equal(call.v_cache[[2, 4], 0], v[[0, 2]])
+    assert not call.v_cache[[0, 1, 3, 5]].any()  # slot -1 is written nowhere
+
+
+@MROPES
+def test_an_fp8_cache_is_divided_by_the_scale(op: Callable[..., None]) -> None:
+    call = MropeCall(torch.bfloat16, torch.float8_e4m3fnuz)
+    call.k_cache, call.v_cache = call.k_cache.unsqueeze(1), call.v_cache.unsqueeze(1)
+    call.run(op, scale=0.5)
+    _, _, v = call.expected()
+    torch.testing.assert_close(call.v_cache[2, 0].float() * 0.5, v[0].float(), rtol=2**-4, atol=2**-9)
+
+
+def test_the_newer_fused_qk_norm_mrope_takes_strides_from_dimensions_1_and_2() -> None:
+    packed, strided = MropeCall(), MropeCall()
+    strided.__dict__.update({**vars(packed), "v_cache": packed.v_cache.clone()})
+    packed.run(aiter_mrope.with_packed_cache)
+    strided.run(aiter_mrope.with_strided_cache)
+    assert torch.equal(packed.v_cache[[2, 4]], packed.expected()[2][[0, 2]])
+    # Of [6, 1, 8] that is a stride of 8 from token to token, right with one head alone.
+    assert torch.equal(strided.v_cache, packed.v_cache)
+    strided.v_cache = torch.zeros(6, 2, 4)  # the same memory, cut otherwise: 4 from token to token
+    strided.run(aiter_mrope.with_strided_cache)
+    assert torch.equal(strided.v_cache.flatten()[4 * 4 : 4 * 4 + 8], strided.expected()[2][2].flatten())
+
+
+@pytest.mark.parametrize("name", ["positions", "slots", "qw", "cos_sin"])
+def test_fused_qk_norm_mrope_checked_dtypes_and_then_reads_bits(name: str) -> None:
+    call = MropeCall(torch.bfloat16)
+    wide = name in ("qw", "cos_sin")
+    setattr(call, name, getattr(call, name).float() if wide else getattr(call, name).int())
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        call.run(aiter_mrope.with_packed_cache)
+    if wide:
+        call.run(aiter_mrope.with_strided_cache)
+        seen: torch.Tensor = getattr(call, name)
+        setattr(call, name, seen.view(torch.bfloat16).flatten()[: seen.numel()].view_as(seen))
+        q, _, _ = call.expected()
+        assert torch.equal(call.q_out.view_as(q).nan_to_num(), q.nan_to_num())
+    else:
+        with pytest.raises(IndexError):
+            call.run(aiter_mrope.with_strided_cache)
+
+
+@MROPES
+def test_fused_qk_norm_mrope_refuses_text_positions(op: Callable[..., None]) -> None:
+    call = MropeCall()
+    call.positions = call.positions[0]
+    with pytest.raises(RuntimeError, match="positions"):
+        call.run(op)

@@ -7,9 +7,7 @@ queries and writes the cache as every real one does.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -25,6 +23,7 @@ from overlay.model import State
 from overlay.preimage import Proof
 from patches.kernels.qk_norm_mrope import Geometry
 from tests.kernels.mrope_reference import Inputs, assert_rotated, expected
+from tests.patches.in_release import one_rank
 from tests.patches.in_release.vllm_placeholder import provide_vllm
 
 AITER = "aiter.ops.fused_qk_norm_mrope_cache_quant.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle"
@@ -35,26 +34,9 @@ HIDDEN, HEADS, KV_HEADS, D, SLOTS, MAX_POSITION = 64, 4, 2, 128, 32, 256
 
 @pytest.fixture(scope="session")
 def server_args() -> Any:
-    """One gloo process, and the arguments of a server with every default."""
+    """One gloo process, and the arguments of its server."""
     provide_vllm()
-    from sglang.srt import server_args as module
-    from sglang.srt.distributed import parallel_state
-    from sglang.srt.layers import dp_attention
-
-    defaults = module.ServerArgs.__new__(module.ServerArgs)
-    for field in dataclasses.fields(module.ServerArgs):
-        factory = field.default_factory
-        made = field.default if factory is dataclasses.MISSING else factory()
-        setattr(defaults, field.name, None if made is dataclasses.MISSING else made)
-    module.set_global_server_args_for_scheduler(defaults)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    parallel_state.init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, backend="gloo")
-    parallel_state.initialize_model_parallel()
-    # What initialize_dp_attention sets without data parallelism; it also asks for a model configuration.
-    dp_attention._ATTN_TP_RANK, dp_attention._ATTN_TP_SIZE, dp_attention._ATTN_DP_RANK = 0, 1, 0
-    return defaults
+    return one_rank.start()
 
 
 @pytest.fixture(scope="session")

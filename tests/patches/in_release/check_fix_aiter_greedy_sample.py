@@ -67,6 +67,7 @@ def sample(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType, Tensor], Te
         contexts: dict[str, Any] = {
             "get_tp_group": alone,
             "get_global_server_args": AnyAttribute(sampling_backend="pytorch"),
+            "get_server_args": AnyAttribute(sampling_backend="pytorch"),
             "get_parallel": AnyAttribute(tp_group=alone),
             "get_exec": AnyAttribute(
                 deterministic=alone, kernel=AnyAttribute(sampling_backend="pytorch"), features=alone

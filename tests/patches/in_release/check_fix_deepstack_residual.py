@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -69,15 +69,17 @@ def layer(dtype: torch.dtype) -> Any:
 
 
 @pytest.fixture(params=["norm"] if IN_NORM else ["fused", "not fused after all"])
-def make_step(request: pytest.FixtureRequest) -> Iterator[Callable[[torch.dtype], Step]]:
+def make_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.dtype], Step]:
     """What of the release runs: the norm itself, or the preparation of attention after a layer that left its all-reduce
     to the next one, with the fused kernel and without."""
     if request.param == "norm":
-        yield norm
-        return
+        return norm
     fused = request.param == "fused"
-    server_args = request.getfixturevalue("server_args")
-    server_args.enable_aiter_allreduce_fusion = fused
+    request.getfixturevalue("server_args")
+    from sglang.srt.layers import communicator
+
+    # The answer of --enable-aiter-allreduce-fusion; from 0.5.19 on arguments cannot be changed once they are published.
+    monkeypatch.setattr(communicator, "apply_aiter_all_reduce_fusion", lambda _tensor: fused)
 
     def make(dtype: torch.dtype) -> Step:
         prepared = layer(dtype)
@@ -93,8 +95,7 @@ def make_step(request: pytest.FixtureRequest) -> Iterator[Callable[[torch.dtype]
 
         return step
 
-    yield make
-    server_args.enable_aiter_allreduce_fusion = False
+    return make
 
 
 def inputs(dtype: torch.dtype, m: int = 3) -> tuple[Tensor, Tensor, Tensor]:

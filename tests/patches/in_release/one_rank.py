@@ -17,13 +17,10 @@ def start() -> Any:
 
     if dataclasses.is_dataclass(server_args.ServerArgs):
         made = _defaults(server_args.ServerArgs)
-        made.disable_shared_experts_fusion = True
-        server_args.set_global_server_args_for_scheduler(made)
+        made.model_path, made.disable_shared_experts_fusion = "none", True
     else:  # since 0.5.20
-        from sglang.srt import runtime_context
-
         made = server_args.ServerArgs(model_path="none", disable_shared_experts_fusion=True)
-        runtime_context.publish(made, role="scheduler", ranks=runtime_context.SpawnRanks(0))
+    _publish(made)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -34,6 +31,17 @@ def start() -> Any:
     for name, value in {**alone, "LOCAL_ATTN_DP_RANK": 0, "ENABLE_DP_ATTENTION_FLAG": False}.items():
         setattr(dp_attention, f"_{name}", value)
     return made
+
+
+def _publish(arguments: Any) -> None:
+    from sglang.srt import server_args
+
+    try:
+        from sglang.srt.runtime_context import SpawnRanks, publish
+    except ImportError:  # before 0.5.21
+        server_args.set_global_server_args_for_scheduler(arguments)
+    else:
+        publish(arguments, role="scheduler", ranks=SpawnRanks(0))
 
 
 def _defaults(cls: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from matrix import __main__ as command
-from matrix import expected, releases
+from matrix import behaviour, expected, releases
 from matrix.drift import Comparison, Drift
 from matrix.expected import Expectation, dumps, loads, runs
 from matrix.scenarios import SCENARIOS
@@ -168,6 +168,9 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sglang:
     file.write_text(dumps(Expectation(sglang.surveys("0.5.7"))))
     monkeypatch.setattr(expected, "FILE", file)
     monkeypatch.setattr(expected.read, "__defaults__", (file,))
+    seen = tmp_path / "behaviour.toml"
+    seen.touch()
+    monkeypatch.setattr(behaviour.read, "__defaults__", (seen,))
     monkeypatch.setattr("matrix.catalogue.DOCS", tmp_path / "docs")
     monkeypatch.setattr("matrix.catalogue.builtin", lambda: sglang.registry)
     monkeypatch.setattr(command, "builtin", lambda: sglang.registry)

@@ -111,6 +111,11 @@ class Need:
     otherwise: State = State.CONTAINED
 
 
+def always(need: Need) -> Callable[[Facts], Need]:
+    """The `need` of a variant that facts do not change."""
+    return lambda _facts: need
+
+
 @dataclass(frozen=True)
 class Variant:
     """One shape in which upstream ships the patched code.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +40,8 @@ class Runtime:
         run_dir = gates.RUN_DIR.read(environ)
         self._report = ProcessReport(plan, Path(run_dir) if run_dir else None, strict=self._strict)
         self._doom: str | None = None
+        # Several patches wait for one module, and are applied one after the other when it has executed.
+        self._proof = lru_cache(maxsize=4)(Proof)
 
     def arm(self) -> None:
         """Wait for every module a planned patch or a witness touches, and report the process."""
@@ -125,7 +127,7 @@ class Runtime:
             if not self.plan.platform.simulated and not _torch_is_rocm():
                 self._record(patch_id, State.UNSUPPORTED_PLATFORM, "the torch that was imported is not a ROCm build")
                 return
-            proofs = {name: Proof(module) for name, module in modules.items()}
+            proofs = {name: self._proof(module) for name, module in modules.items()}
             for report in decision.slots:
                 if any(self.ledger.fills(other, report.slot) for other in decision.patch.requires):
                     continue  # proved when that patch was installed: this one stands upon it
@@ -143,7 +145,7 @@ class Runtime:
     def _attach(self, seam: witness.Seam, modules: Mapping[str, ModuleType]) -> None:
         """Wrap a witness seam. Without it the role stays unknown; serving is not affected."""
         try:
-            objection = Proof(modules[seam.slot.module]).foreign(seam.slot, held(seam.slot))
+            objection = self._proof(modules[seam.slot.module]).foreign(seam.slot, held(seam.slot))
             if objection is not None:
                 raise ConflictError(f"it {objection}")
             self.ledger.install(f"witness:{seam.slot}", (witness.target(seam, self.ready),))

@@ -21,7 +21,7 @@ from typing import Any
 
 from overlay import gates
 from overlay.gates import Gate
-from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import ABSENT, Image, Method, Need, Patch, Slot, Target, Variant, always
 from overlay.stream_environment import MULTI_STREAM
 from patches import streams
 from patches.fix_dual_stream_scaling import correct_scaling
@@ -109,14 +109,11 @@ def _fork_in_capture_only(block: Any) -> None:
     block.forward_deepep = forward_deepep
 
 
-def _needed(_facts: Facts) -> Need:
-    # Whatever the variable says: it is registered here, and sglang reads it when a model is built.
-    variable = MULTI_STREAM.name
-    return Need(True, f"back-port of #24005: DeepSeek overlaps its experts on two streams where {variable} is on")
-
-
-def _contained(_facts: Facts) -> Need:
-    return Need(False, f"upstream reads {MULTI_STREAM.name} itself")
+# Whatever the variable says: it is registered here, and sglang reads it when a model is built.
+_needed = always(
+    Need(True, f"back-port of #24005: DeepSeek overlaps its experts on two streams where {MULTI_STREAM.name} is on")
+)
+_contained = always(Need(False, f"upstream reads {MULTI_STREAM.name} itself"))
 
 
 PATCH = Patch(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
 from patches import dsv4_window as window
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def _where_streams_are_used(facts: Facts) -> Need:
     )
 
 
-def _before_streams(_facts: Facts) -> Need:
-    return Need(False, "this build prepares attention on one stream on ROCm; the others came with #26208")
+_before_streams = always(
+    Need(False, "this build prepares attention on one stream on ROCm; the others came with #26208")
+)
 
 
 PATCH = Patch(

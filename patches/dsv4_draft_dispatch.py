@@ -14,7 +14,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 from patches import dsv4_window as window
 
 _FACTORY = "sglang.srt.speculative.draft_utils"
@@ -44,8 +44,9 @@ def make_prefill_backend(_original: object) -> Callable[..., Any]:
     return create_dsv4_prefill_backend
 
 
-def _needed(_facts: Facts) -> Need:
-    return Need(True, "back-port of #26383: this build gives the draft model CUDA's attention backend, and MTP dies")
+_needed = always(
+    Need(True, "back-port of #26383: this build gives the draft model CUDA's attention backend, and MTP dies")
+)
 
 
 PATCH = Patch(

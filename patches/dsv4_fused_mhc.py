@@ -19,7 +19,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from overlay.gates import Gate, OneOf
-from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, State, Target, Variant
+from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
+from patches.dsv4_window import NO_BACKEND
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,25 +114,16 @@ def _unreachable(facts: Facts) -> Need:
     return _unreachable_and_unswitched(facts)
 
 
-def _unreachable_and_unswitched(_facts: Facts) -> Need:
-    return Need(
+_unreachable_and_unswitched = always(
+    Need(
         True,
         "revival of #26383: this release has a fused mHC and cannot reach it, since #25976 put its only call behind "
         "TileLang's switches, which are off on ROCm; done in hc_pre and hc_post, for the branch skips a layernorm",
     )
+)
 
 
-def _rewritten(_facts: Facts) -> Need:
-    return Need(False, "this release fuses both boundaries of a layer itself (#32577)")
-
-
-def _no_backend(_facts: Facts) -> Need:
-    return Need(
-        False,
-        "this release has no ROCm DeepSeek-V4 backend. It knows one attention backend, which imports CUDA's FlashMLA, "
-        "and TileLang, DeepGEMM and CUDA-only JIT kernels; hip_radix (#24933) is new in 0.5.13",
-        State.UNSUPPORTED_VERSION,
-    )
+_rewritten = always(Need(False, "this release fuses both boundaries of a layer itself (#32577)"))
 
 
 def _layer(name: str, *digests: str) -> Image:
@@ -190,13 +182,8 @@ PATCH = Patch(
         ),
         Variant(
             name="no-rocm-backend",
-            images=(
-                Image.of(
-                    Slot("sglang.srt.layers.attention.attention_registry", "create_dsv4_backend"), "648cd44f30a9d69a"
-                ),
-                _layer("hc_pre", "0664da17bca66ea6"),
-            ),
-            need=_no_backend,
+            images=(*NO_BACKEND.images, _layer("hc_pre", "0664da17bca66ea6")),
+            need=NO_BACKEND.need,
         ),
     ),
     verified_by="the real decoder layer in the Triton interpreter against its own methods; the kernel against "

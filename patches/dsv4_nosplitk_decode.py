@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
 from overlay.say import say
 from patches import dsv4_window as window
 
@@ -95,8 +95,7 @@ def _where_triton_decodes(facts: Facts) -> Need:
     return Need(True, "back-port of #26383: this build splits or gathers the keys of every batch with two scopes")
 
 
-def _before_triton(_facts: Facts) -> Need:
-    return Need(False, "this build has TileLang's sparse decode only; Triton's came with #26208")
+_before_triton = always(Need(False, "this build has TileLang's sparse decode only; Triton's came with #26208"))
 
 
 PATCH = Patch(

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 from patches import dsv4_window as window
 
 if TYPE_CHECKING:
@@ -85,12 +85,13 @@ def make_init_forward_metadata(original: Any) -> Callable[..., None]:
     return init_forward_metadata
 
 
-def _needed(_facts: Facts) -> Need:
-    return Need(
+_needed = always(
+    Need(
         True,
         "back-port of #26383: this build leaves the metadata of a target verify to the captured graph, whose planner "
         "cannot make it, and gives each draft step outside a graph the slots of all steps, which it refuses",
     )
+)
 
 
 PATCH = Patch(

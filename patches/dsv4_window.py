@@ -8,7 +8,7 @@ first release that has the changes.
 
 from __future__ import annotations
 
-from overlay.model import Facts, Image, Need, Slot, State, Variant
+from overlay.model import Facts, Image, Need, Slot, State, Variant, always
 
 VERSIONS = ">=0.5.12,<0.5.14"
 UPSTREAM = "#26383"
@@ -22,13 +22,14 @@ _BACKEND = Slot("sglang.srt.layers.attention.attention_registry", "create_dsv4_b
 HIP_RADIX = Image.of(_BACKEND, "332e08bf311ddafa")
 
 
-def _no_backend(_facts: Facts) -> Need:
-    return Need(
+_no_backend = always(
+    Need(
         False,
-        "this release has no ROCm DeepSeek-V4 backend. It knows one attention backend, which imports CUDA's FlashMLA; "
-        "hip_radix (#24933) came with the builds of 2026-05-18",
+        "this release has no ROCm DeepSeek-V4 backend. It knows one attention backend, which imports CUDA's FlashMLA, "
+        "and TileLang, DeepGEMM and CUDA-only JIT kernels; hip_radix (#24933) came with the builds of 2026-05-18",
         State.UNSUPPORTED_VERSION,
     )
+)
 
 
 #: 0.5.12, 0.5.12.post1 and the builds before 2026-05-18.
@@ -37,11 +38,7 @@ NO_BACKEND = Variant(name="no-rocm-backend", images=(Image.of(_BACKEND, "648cd44
 
 def contained(what: str, *images: Image) -> Variant:
     """The sources that have #26383's change; `what` they do, as a sentence without its subject."""
-
-    def need(_facts: Facts) -> Need:
-        return Need(False, f"has it: this source {what} (#26383)")
-
-    return Variant(name="contained", images=images, need=need)
+    return Variant("contained", images, always(Need(False, f"has it: this source {what} (#26383)")))
 
 
 def switched_off(facts: Facts, name: str) -> bool:

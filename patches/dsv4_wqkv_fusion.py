@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
 from patches import dsv4_window as window
 
 _LAYER = Slot(window.MODEL, "MQALayer.__init__")
@@ -68,12 +68,13 @@ def _where_wanted(facts: Facts) -> Need:
     return Need(True, "back-port of #26383: this build keeps ROCm from running wq_a and wkv as one GEMM")
 
 
-def _unread(_facts: Facts) -> Need:
-    return Need(
+_unread = always(
+    Need(
         False,
         "left as it is: this build keeps ROCm from running wq_a and wkv as one GEMM, and prepares attention as before "
         "#25898, where #26383 never did otherwise",
     )
+)
 
 
 def _layer(name: str, *digests: str) -> Image:

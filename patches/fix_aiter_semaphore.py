@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from overlay.fingerprint import NO_MODULE
-from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
 from overlay.stream_environment import STREAM_VARIABLES, streams_on
 
 if TYPE_CHECKING:
@@ -52,16 +52,15 @@ def _where_streams_are_on(facts: Facts) -> Need:
     return Need(True, "fix of ROCm/aiter#3288: split-K GEMMs of two streams share a semaphore in this aiter, and hang")
 
 
-def _fixed(_facts: Facts) -> Need:
-    return Need(False, "this aiter has a semaphore for each stream")
+_fixed = always(Need(False, "this aiter has a semaphore for each stream"))
 
 
-def _older(_facts: Facts) -> Need:
-    return Need(False, "this aiter's GEMM has no semaphore")
+_older = always(Need(False, "this aiter's GEMM has no semaphore"))
 
 
-def _no_aiter(_facts: Facts) -> Need:
-    return Need(False, "aiter's source is not here: not installed, simulated, or a tree that was only looked at")
+_no_aiter = always(
+    Need(False, "aiter's source is not here: not installed, simulated, or a tree that was only looked at")
+)
 
 
 PATCH = Patch(

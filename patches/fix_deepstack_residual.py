@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,18 +74,13 @@ def make_prepare_attn(original: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     return prepare_attn
 
 
-def _always(_facts: Facts) -> Need:
-    return Need(True, "this release's RMSNorm drops post_residual_addition on ROCm; 0.5.9 adds it")
+_always = always(Need(True, "this release's RMSNorm drops post_residual_addition on ROCm; 0.5.9 adds it"))
 
 
 def _with_aiter(facts: Facts) -> Need:
     if facts.is_on("SGLANG_USE_AITER"):
         return Need(True, "this release's prepare_attn drops post_residual_addition where aiter fuses the all-reduce")
     return Need(False, "SGLANG_USE_AITER is off: no all-reduce is fused into the norm, and RMSNorm adds it")
-
-
-def _contained(reason: str) -> Callable[[Facts], Need]:
-    return lambda _facts: Need(False, reason)
 
 
 _FILLED = tuple(Target(slot, Method.REPLACE, make_forward) for slot in (_AITER, _HIP))
@@ -113,7 +108,7 @@ PATCH = Patch(
                 Image.of(_HIP, "72edae356abe74cf"),
                 Image.of(_PREPARE, "df24db84b45a3c32"),
             ),
-            need=_contained("RMSNorm adds it, and this release fuses no all-reduce on ROCm"),
+            need=always(Need(False, "RMSNorm adds it, and this release fuses no all-reduce on ROCm")),
         ),
         Variant(
             name="dropped-by-fusion",
@@ -158,7 +153,7 @@ PATCH = Patch(
                     Image.of(_HIP, "e5595231d5ca8b3f"),
                     Image.of(Slot(_FUSIONS, function), digest),
                 ),
-                need=_contained("RMSNorm adds it, and no all-reduce is fused into a norm that has to"),
+                need=always(Need(False, "RMSNorm adds it, and no all-reduce is fused into a norm that has to")),
             )
             for name, function, digest in (
                 ("not-fused-0.5.21", "complete_attention_input", "977913289c445da4"),

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 from patches.streams import run_out_of_place
 
 _QWEN = "sglang.srt.models.qwen2_moe"
@@ -42,16 +42,14 @@ def make_init(_original: object) -> Callable[..., None]:
     return wrapper
 
 
-def _both_race(_facts: Facts) -> Need:
-    return Need(
-        True, "experts of a block with a second stream write over what that stream reads: Qwen's and DeepSeek's"
-    )
+_both_race = always(
+    Need(True, "experts of a block with a second stream write over what that stream reads: Qwen's and DeepSeek's")
+)
 
 
-def _deepseek_races(_facts: Facts) -> Need:
-    return Need(
-        True, "DeepSeek's experts write over what the block's second stream reads; Qwen's do not in this release"
-    )
+_deepseek_races = always(
+    Need(True, "DeepSeek's experts write over what the block's second stream reads; Qwen's do not in this release")
+)
 
 
 _QWEN_TARGET = Target(_QWEN_INIT, Method.WRAP, make_init)

@@ -17,7 +17,7 @@ import dis
 from types import FunctionType, MethodType
 from typing import Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 
 _MODEL = "sglang.srt.models.deepseek_v2"
 _TOPK = "sglang.srt.layers.moe.topk"
@@ -92,13 +92,11 @@ def make_layer_init(_original: object) -> Any:
     return init
 
 
-def _needed(_facts: Facts) -> Need:
-    # Whatever the variables say: a block may be given a stream after this was decided.
-    return Need(True, "the two-stream forward of this release scales the routed experts twice with aiter")
+# Whatever the variables say: a block may be given a stream after this was decided.
+_needed = always(Need(True, "the two-stream forward of this release scales the routed experts twice with aiter"))
 
 
-def _contained(_facts: Facts) -> Need:
-    return Need(False, "this release's two-stream forward leaves the scaling to aiter's top-k")
+_contained = always(Need(False, "this release's two-stream forward leaves the scaling to aiter's top-k"))
 
 
 PATCH = Patch(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 
 _MODULE = "sglang.srt.models.deepseek_common.amd.deepseek_v4_fused_mhc"
 _AVAILABLE = Slot(_MODULE, "_is_aiter_gfx95_mhc_available")
@@ -32,8 +32,9 @@ def make_is_available(original: Any) -> Callable[[], bool]:
     return is_aiter_gfx95_mhc_available
 
 
-def _needed(_facts: Facts) -> Need:
-    return Need(True, "fix of #32577: this release parses SGLANG_USE_AITER again at every mHC boundary of every layer")
+_needed = always(
+    Need(True, "fix of #32577: this release parses SGLANG_USE_AITER again at every mHC boundary of every layer")
+)
 
 
 PATCH = Patch(

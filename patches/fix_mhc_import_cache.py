@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 
 _MODULE = "sglang.srt.models.deepseek_common.amd.deepseek_v4_fused_mhc"
 _GET_OPS = Slot(_MODULE, "_get_triton_mhc_post_pre_ops")
@@ -36,10 +36,6 @@ def make_get_ops(original: Any) -> Callable[[], Ops | None]:
     return get_triton_mhc_post_pre_ops
 
 
-def _needed(reason: str) -> Callable[[Facts], Need]:
-    return lambda _facts: Need(True, reason)
-
-
 _DEFECT = "fix of #26383: an aiter without mhc_post_pre is imported again, with a warning, at every call"
 _LOOKUP = Image.of(_GET_OPS, "399116ad06c06000")
 _TARGETS = (Target(_GET_OPS, Method.REPLACE, make_get_ops),)
@@ -58,13 +54,13 @@ PATCH = Patch(
         Variant(
             name="unreached",
             images=(_LOOKUP, Image.of(_TRY_FUSED, "04bf34cacc6e78e8", "078692e0d9f7c069")),
-            need=_needed(f"{_DEFECT}; this release makes it only if its fused mHC is revived"),
+            need=always(Need(True, f"{_DEFECT}; this release makes it only if its fused mHC is revived")),
             targets=_TARGETS,
         ),
         Variant(
             name="boundary",
             images=(_LOOKUP, Image.of(_TRY_FUSED, "a7904471dda7ccd5")),
-            need=_needed(f"{_DEFECT}, which this release makes twice a layer"),
+            need=always(Need(True, f"{_DEFECT}, which this release makes twice a layer")),
             targets=_TARGETS,
         ),
     ),

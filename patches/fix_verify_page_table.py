@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 
 _MODULE = "sglang.srt.layers.attention.deepseek_v4_backend_hip_radix"
 _EAGER = Slot(_MODULE, "DeepseekV4HipRadixBackend.init_forward_metadata_target_verify_old")
@@ -38,10 +38,9 @@ def _widened(original: Callable[..., Any], draft_tokens: str) -> Callable[..., A
     return init_forward_metadata_target_verify_old
 
 
-def _needed(_facts: Facts) -> Need:
-    return Need(
-        True, "back-port of 0.5.20: an eager verify loses the page that the draft tokens of the longest request begin"
-    )
+_needed = always(
+    Need(True, "back-port of 0.5.20: an eager verify loses the page that the draft tokens of the longest request begin")
+)
 
 
 _TABLE = Image.of(_CORE, "484d0a7c452edacd", "9e468c0fe400aaae")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from overlay.gates import Gate, OneOf
-from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,10 +88,6 @@ def _unreachable(*_: object) -> Normed:
     raise AssertionError("the native backend takes no call")
 
 
-def _always(reason: str) -> Callable[[Facts], Need]:
-    return lambda _facts: Need(True, reason)
-
-
 def _unless_aiter(facts: Facts) -> Need:
     """0.5.16+ takes its own Triton kernel exactly if SGLANG_USE_AITER is on."""
     if facts.is_on("SGLANG_USE_AITER"):
@@ -120,7 +116,7 @@ PATCH = Patch(
                 Image.of(_HIP, ABSENT),
                 Image.of(_NATIVE, "ebcbe12728b4ee1a", "0cfedfd49896b8b0", "78568b4436593103"),
             ),
-            need=_always("back-port of #21188: this release runs GemmaRMSNorm unfused on ROCm"),
+            need=always(Need(True, "back-port of #21188: this release runs GemmaRMSNorm unfused on ROCm")),
             targets=(_FORWARD, Target(_INIT, Method.WRAP, make_init)),
         ),
         Variant(
@@ -130,7 +126,9 @@ PATCH = Patch(
                 Image.of(_HIP, "bf63f234680d5a8d", "866e677074b4c0f2"),
                 Image.of(_NATIVE, "78568b4436593103"),
             ),
-            need=_always("fix of #21188: this release rounds 1 + weight to the activation dtype, or runs unfused"),
+            need=always(
+                Need(True, "fix of #21188: this release rounds 1 + weight to the activation dtype, or runs unfused")
+            ),
             targets=(_FORWARD,),
         ),
         Variant(

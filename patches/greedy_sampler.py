@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from overlay.gates import Gate, OneOf
-from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import ABSENT, Image, Method, Need, Patch, Slot, Target, Variant, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,8 +89,7 @@ def _sync_token_ids(sampler: Any, ids: Tensor, sampling_info: Any) -> None:
         dist.all_reduce(ids, op=dist.ReduceOp.MIN, group=sampler.tp_sync_group)
 
 
-def _needed(_facts: Facts) -> Need:
-    return Need(True, "back-port of #26383: this release takes torch.argmax for greedy batches on ROCm")
+_needed = always(Need(True, "back-port of #26383: this release takes torch.argmax for greedy batches on ROCm"))
 
 
 _LOGITS = Image.of(_PREPROCESS, "68c418a11fdd2c62")

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 from overlay.stream_environment import MULTI_STREAM
 
 _MODULE = "sglang.srt.layers.moe.token_dispatcher.moriep"
@@ -65,12 +65,10 @@ def _is_async(dispatcher: Any) -> bool:
     return bool(getattr(dispatcher._normal_dispatcher, "enable_sdma", False))
 
 
-def _needed(_facts: Facts) -> Need:
-    return Need(True, "back-port of #24005's warning: without AsyncLL the second stream waits for compute units")
+_needed = always(Need(True, "back-port of #24005's warning: without AsyncLL the second stream waits for compute units"))
 
 
-def _contained(_facts: Facts) -> Need:
-    return Need(False, "upstream warns itself")
+_contained = always(Need(False, "upstream warns itself"))
 
 
 def _variant(name: str, init: str, base_init: str, operator: str, remedy: str) -> Variant:

@@ -19,7 +19,7 @@ from typing import Any
 
 from overlay import gates
 from overlay.gates import Gate
-from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, State, Target, Variant
+from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, State, Target, Variant, always
 from overlay.say import say
 from overlay.stream_environment import ALT_STREAM, GDN_STREAM, QK_NORM_STREAM
 from patches import streams
@@ -163,8 +163,7 @@ def _need(caveat: Caveat) -> Callable[[Facts], Need]:
     return need
 
 
-def _contained(_facts: Facts) -> Need:
-    return Need(False, f"upstream reads {ALT.name} itself")
+_contained = always(Need(False, f"upstream reads {ALT.name} itself"))
 
 
 _INIT = Slot(_MODEL, "Qwen3_5ForCausalLM.__init__")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from overlay.gates import Gate, OneOf
-from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,12 +141,12 @@ def _prologue(backend: str) -> Prologue:
     return Prologue(own.qk_norm_mrope, own.supports_geometry, own.supports_tensors, own.supports_batch)
 
 
-def _stepwise(_facts: Facts) -> Need:
-    return Need(True, "back-port of #21458: this release runs Qwen3-VL's attention prologue as separate operations")
+_stepwise = always(
+    Need(True, "back-port of #21458: this release runs Qwen3-VL's attention prologue as separate operations")
+)
 
 
-def _fused(_facts: Facts) -> Need:
-    return Need(False, "upstream has a fused prologue for Qwen3-VL decode (aiter's, with SGLANG_USE_AITER)")
+_fused = always(Need(False, "upstream has a fused prologue for Qwen3-VL decode (aiter's, with SGLANG_USE_AITER)"))
 
 
 def _image(module: str, qualname: str, *digests: str) -> Image:

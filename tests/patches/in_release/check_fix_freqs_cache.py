@@ -14,26 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from overlay import runtime
-from overlay.model import State
 from patches import fix_freqs_cache
+from tests.patches.in_release.rounds import WITH_AND_WITHOUT, in_force
 
 ID = "fix-freqs-cache"
 ROUNDS = 50
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["with", "without"])
+@pytest.fixture(scope="module", params=WITH_AND_WITHOUT)
 def patched(request: pytest.FixtureRequest) -> bool:
     import sglang.srt.models.deepseek_v4  # noqa: F401
 
-    overlay = runtime.current()
-    assert overlay is not None
-    if request.param == "with":
-        assert overlay.state(ID)[0] is State.APPLIED, overlay.state(ID)
-        return True
-    overlay.uninstall(ID)
-    return False
+    return in_force(request, ID)
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from overlay import runtime
-from overlay.model import State
 from patches import fix_mhc_fn_transpose
 from tests.patches.in_release import mhc_placeholders as aiter
+from tests.patches.in_release.rounds import WITH_AND_WITHOUT, in_force
 
 IDS = ("fix-mhc-env-read", "fix-mhc-fn-transpose")
 TOKENS, STREAMS, HIDDEN, LAYERS = 3, 4, 64, 3
@@ -37,16 +36,9 @@ def layers() -> ModuleType:
     return importlib.import_module(stage if importlib.util.find_spec(stage) else "sglang.srt.models.deepseek_v4")
 
 
-@pytest.fixture(scope="module", params=["with", "without"])
+@pytest.fixture(scope="module", params=WITH_AND_WITHOUT)
 def patched(request: pytest.FixtureRequest, layers: ModuleType) -> bool:
-    overlay = runtime.current()
-    assert overlay is not None
-    for one in IDS:
-        if request.param == "with":
-            assert overlay.state(one)[0] is State.APPLIED, overlay.state(one)
-        else:
-            overlay.uninstall(one)
-    return bool(request.param == "with")
+    return in_force(request, *IDS)
 
 
 @pytest.fixture

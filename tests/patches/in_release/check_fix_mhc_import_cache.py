@@ -15,25 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from overlay import runtime
-from overlay.model import State
 from tests.patches.in_release import mhc_placeholders as aiter
+from tests.patches.in_release.rounds import WITH_AND_WITHOUT, in_force
 
 ID = "fix-mhc-import-cache"
 CALLS = 50
 
 
-@pytest.fixture(scope="module", params=["with", "without"])
+@pytest.fixture(scope="module", params=WITH_AND_WITHOUT)
 def patched(request: pytest.FixtureRequest) -> bool:
     from sglang.srt.models.deepseek_common.amd import deepseek_v4_fused_mhc  # noqa: F401
 
-    overlay = runtime.current()
-    assert overlay is not None
-    if request.param == "with":
-        assert overlay.state(ID)[0] is State.APPLIED, overlay.state(ID)
-        return True
-    overlay.uninstall(ID)
-    return False
+    return in_force(request, ID)
 
 
 @pytest.fixture

@@ -13,24 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from overlay import runtime
-from overlay.model import State
+from tests.patches.in_release.rounds import WITH_AND_WITHOUT, in_force
 
 ID = "fix-verify-page-table"
 PAGE, PAGES, DRAFT = 256, 6, 4
 
 
-@pytest.fixture(scope="module", params=["with", "without"])
+@pytest.fixture(scope="module", params=WITH_AND_WITHOUT)
 def patched(request: pytest.FixtureRequest) -> bool:
     import sglang.srt.layers.attention.deepseek_v4_backend_hip_radix  # noqa: F401
 
-    overlay = runtime.current()
-    assert overlay is not None
-    if request.param == "with":
-        assert overlay.state(ID)[0] is State.APPLIED, overlay.state(ID)
-        return True
-    overlay.uninstall(ID)
-    return False
+    return in_force(request, ID)
 
 
 @pytest.fixture

@@ -1,0 +1,90 @@
+"""What the commands share: errors as one line, options that come first, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import click
+
+from overlay.errors import OverlayError
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+class Failure(click.ClickException):
+    """An error the user can cure: one line, no traceback."""
+
+    def __init__(self, error: OverlayError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click declares a default on the class
+
+
+class Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except OverlayError as error:
+            raise Failure(error) from error
+
+
+class Leading(click.Command):
+    """A command whose own options come first: the first argument that is not one begins the other program's."""
+
+    own_options_only_first = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, rest = self._split(ctx, args)
+        super().parse_args(ctx, own)
+        ctx.obj = rest
+        return rest
+
+    def _split(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
+        flags = {name: bool(getattr(p, "is_flag", False)) for p in self.get_params(ctx) for name in p.opts}
+        at = 0
+        while at < len(args):
+            name, equals, _ = args[at].partition("=")
+            if args[at] == "--":
+                return args[:at], args[at + 1 :]
+            if name not in flags:
+                break
+            at += 1 if equals or flags[name] else 2
+        late = (flags.keys() & {arg.partition("=")[0] for arg in args[at:]}) - {"--help"}
+        if late and self.own_options_only_first:
+            raise click.UsageError(
+                f"{min(late)} comes after sglang's arguments: the options of amd-sglang go first.", ctx
+            )
+        return args[:at], args[at:]
+
+
+class LeadingForSglang(Leading):
+    """sglang has no option of these names, so one that stands among its arguments is a mistake, unless `--` said so."""
+
+    own_options_only_first = True
+
+
+#: Against the rules, out loud: the plan, the launch and every status say that they were used.
+OVERRIDES = (
+    click.option("--trust-version", metavar="VERSION", help="Judge version ranges as if sglang were this release."),
+    click.option(
+        "--allow-drift", multiple=True, metavar="ID", help="Apply a patch although nobody has read this source."
+    ),
+)
+
+
+def decorated(function: _Function, decorators: Sequence[Callable[[_Function], _Function]]) -> _Function:
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
+
+
+def overriding(function: _Function) -> _Function:
+    return decorated(function, OVERRIDES)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def echo_json(document: object) -> None:
+    click.echo(json.dumps(document, indent=2))

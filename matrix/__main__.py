@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from demo.progress import elapsed_text, task
 from demo.steps import ProvisionError
 from matrix import behaviour, behaviour_run, expected, releases
+from matrix import known as sources
 from matrix.catalogue import write_documents
-from matrix.drift import Comparison
+from matrix.drift import Comparison, Drift
 from matrix.expected import Expectation
 from matrix.survey import Survey, survey
 from overlay.registry import builtin
@@ -23,6 +24,8 @@ def check(published: Sequence[str]) -> int:
     registry, trees = builtin(), {release: releases.tree(release) for release in published}
     surveys = {release: survey(registry, tree) for release, tree in trees.items()}
     found = Comparison(registry, expected.read(), releases.tree).drifts(surveys, published)
+    unknown = sources.missing(sources.read(), sources.table(trees.values(), sources.slots(registry)))
+    found += [Drift("unknown source", one, "every process parses this file again") for one in unknown]
     for drift in found:
         print(f"{drift}\n")
     cells = sum(len(row) for one in surveys.values() for row in one.decisions.values())
@@ -36,6 +39,7 @@ def update(published: Sequence[str]) -> None:
     registry = builtin()
     surveys: dict[str, Survey] = {release: survey(registry, releases.tree(release)) for release in published}
     expected.FILE.write_text(expected.dumps(Expectation(surveys)), encoding="utf-8")
+    sources.write(sources.table(map(releases.tree, published), sources.slots(registry)))
     print(f"wrote {expected.FILE}: read its diff before you commit it")
     write_documents()
 

@@ -13,7 +13,8 @@ from packaging.version import Version
 from demo.layout import BASE_RELEASE, CACHE, LOGS, RELEASES, ROOT, site_packages
 from demo.progress import task
 from demo.steps import ProvisionError, run_command
-from overlay.source import DirectoryTree, SourceTree, WheelTree
+from overlay.source import DirectoryTree, SourceTree
+from overlay.wheel import WheelTree
 
 #: The oldest release that any patch is for.
 OLDEST = "0.5.6.post2"

@@ -11,6 +11,7 @@ from overlay.model import Decision, Patch, Slot
 from overlay.observer import Observer
 from overlay.plan import make_plan
 from overlay.registry import Registry
+from overlay.sighting import Memory
 from overlay.source import SourceTree
 
 
@@ -23,8 +24,9 @@ class Survey:
 
 
 def survey(registry: Registry, tree: SourceTree, scenarios: Sequence[Scenario] = SCENARIOS) -> Survey:
-    """Plan everything on one source tree, which is read and parsed once. An aiter that lies beside it is not seen."""
-    observer = Observer(tree, simulated=True)
+    """Plan everything on one source tree, which is read and parsed once, whatever is known of it. An aiter that lies
+    beside it is not seen."""
+    observer = Observer(tree, simulated=True, memory=Memory())
     decisions: dict[str, dict[str, str]] = {patch.id: {} for patch in registry}
     for scenario in scenarios:
         for environ, ids in _plans(registry):

@@ -22,7 +22,7 @@ UNREADABLE = "unreadable"
 IMPORT = "import "
 CANDIDATES = "|"
 
-_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 #: `type_comment` is a comment; `ctx` follows from position; `kind` is the u of u"".
 _IRRELEVANT = frozenset({"type_comment", "ctx", "kind", "type_ignores"})
 
@@ -54,11 +54,17 @@ def observe(tree: ast.Module, qualname: str) -> str:
 
 def decorators(tree: ast.Module, qualname: str) -> tuple[str, ...]:
     """What decorates the one definition at `qualname`, outermost first, without arguments: `functools.lru_cache`."""
-    found = _resolve(tree, qualname)
-    if not isinstance(found, _Definition):
+    found = definition(tree, qualname)
+    if found is None:
         return ()
     called = (node.func if isinstance(node, ast.Call) else node for node in found.decorator_list)
     return tuple(ast.unparse(node) for node in called)
+
+
+def definition(tree: ast.Module, qualname: str) -> Definition | None:
+    """The one definition at `qualname`, or None if there is none."""
+    found = _resolve(tree, qualname)
+    return found if isinstance(found, Definition) else None
 
 
 def _observe(tree: ast.Module, qualname: str) -> str:
@@ -95,8 +101,8 @@ def _find(namespace: ast.Module | ast.ClassDef, name: str) -> ast.AST | str | No
     imports = [node for node in bindings if isinstance(node, ast.ImportFrom) and not node.level]
     if len(imports) == len(bindings):
         return IMPORT + CANDIDATES.join(sorted({_imported(node, name) for node in imports}))
-    definitions = [node for node in bindings if isinstance(node, _Definition)]
-    others = [node for node in bindings if not isinstance(node, _Definition)]
+    definitions = [node for node in bindings if isinstance(node, Definition)]
+    others = [node for node in bindings if not isinstance(node, Definition)]
     conditional = all(isinstance(node, ast.Import | ast.ImportFrom) and node not in namespace.body for node in others)
     return definitions[0] if len(definitions) == 1 and conditional else AMBIGUOUS
 
@@ -119,7 +125,7 @@ def _bindings(node: ast.AST, name: str) -> Iterator[ast.AST]:
     """Every node below `node` that binds or deletes `name` in its namespace. Looks into compound statements, not into
     the namespaces that functions and classes open."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, _Definition):
+        if isinstance(child, Definition):
             if child.name == name:
                 yield child
         elif not isinstance(child, ast.Lambda):
@@ -144,7 +150,7 @@ def _canonical(value: object) -> Iterator[str]:
         for field, child in ast.iter_fields(value):
             if field in _IRRELEVANT or child is None or child == []:
                 continue
-            if field == "body" and isinstance(value, _Definition):
+            if field == "body" and isinstance(value, Definition):
                 child = _without_docstring(child)
             yield f" {field}="
             yield from _canonical(child)

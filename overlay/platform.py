@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ def detect(environ: Mapping[str, str]) -> Platform:
         from overlay.simulate.settings import arch_named, simulated_aiter
 
         return Platform("rocm", arch_named(arch).name, aiter=simulated_aiter(environ), simulated=True)
-    return Platform(_torch_kind(), _first_gpu(environ), _aiter_version(), _distribution("vllm"))
+    return Platform(_torch_kind(), _first_gpu(environ), _aiter_version(), _vllm_version())
 
 
 def _torch_kind() -> str:
@@ -85,8 +84,18 @@ def _aiter_version() -> str | None:
     return _distribution("amd-aiter") or "unknown"
 
 
-def _distribution(name: str) -> str | None:
+def _vllm_version() -> str | None:
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        installed = importlib.util.find_spec("vllm") is not None
+    except ValueError:  # a module that somebody made stands for it, without a spec
+        installed = True
+    return _distribution("vllm") if installed else None
+
+
+def _distribution(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
         return None

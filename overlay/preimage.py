@@ -1,7 +1,7 @@
 """Proof that a live function is the source that was fingerprinted.
 
-The chain: the plan's digest was taken from a file; the file is read again and must give the same digest; it is
-compiled, and the code object found at the slot's name must equal the code of the function that the slot holds. A
+The chain: the plan's digest was taken from a file; the file is read again and must give the same digest; what it
+defines at the slot's name is compiled, and the code object must equal the code of the function that the slot holds. A
 function that another overlay, a plugin or an instrumenting loader put there cannot pass.
 """
 
@@ -12,9 +12,10 @@ from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from overlay import fingerprint
+from overlay import fingerprint, known_sources
 from overlay.install import describe_owner
 from overlay.model import ABSENT, Slot
+from overlay.sighting import SourceFile
 
 #: What these decorators make of a function, which carries it as `__wrapped__`.
 _CACHED = type(cache(lambda: None))
@@ -27,23 +28,20 @@ class Proof:
     def __init__(self, module: ModuleType) -> None:
         self._file = str(module.__file__)
         with open(self._file, "rb") as stream:
-            source = stream.read()
-        tree = fingerprint.parse(source)
-        if tree is None:
+            self._source = SourceFile(stream.read(), known_sources.memory())
+        if not self._source.readable:
             raise SyntaxError(f"{self._file} ran and does not parse any more: it was changed while being imported")
-        self._tree = tree
-        self._code = compile(source, self._file, "exec", dont_inherit=True)
 
     def objection(self, slot: Slot, held: object, observed: str) -> str | None:
         """Why `held` is not the code whose digest `observed` the plan recorded, or None if it is."""
-        now = fingerprint.observe(self._tree, slot.qualname)
+        now = self._source.sighting(slot.qualname).observed
         if now != observed:
             return f"changed on disk since the plan was made ({observed} is now {now} in {self._file})"
         return self.foreign(slot, held)
 
     def foreign(self, slot: Slot, held: object) -> str | None:
         """Why `held` is not what this module's own source defines at the slot, or None if it is."""
-        source = fingerprint.observe(self._tree, slot.qualname)
+        source = self._source.sighting(slot.qualname).observed
         if source == ABSENT:
             return None if held is None else f"is absent in the source and holds {describe_owner(held)}"
         if places := fingerprint.imported_from(source):
@@ -54,11 +52,19 @@ class Proof:
         function: Any = held
         if type(held) in (staticmethod, classmethod):
             function = function.__func__
-        if type(function) is _CACHED and _CACHES.intersection(fingerprint.decorators(self._tree, slot.qualname)[:1]):
-            function = function.__wrapped__
-        if type(function) is FunctionType and function.__code__ == _find(self._code, slot.qualname):
+        if any(self._defines(text, slot.qualname, function) for text in self._source.texts(slot.qualname)):
             return None
         return f"holds {describe_owner(held)}, which is not the function in {self._file}"
+
+    def _defines(self, text: bytes, qualname: str, function: Any) -> bool:
+        """Whether `function` was compiled from what a text has at a qualified name, and is cached only if that is."""
+        if type(function) is _CACHED and (tree := fingerprint.parse(text)) is not None:
+            decorated = fingerprint.decorators(tree, qualname)[:1]
+            function = function.__wrapped__ if _CACHES.intersection(decorated) else None
+        if type(function) is not FunctionType:
+            return False
+        flags = self._source.sighting(qualname).compiler_flags
+        return function.__code__ == _find(compile(text, self._file, "exec", flags, dont_inherit=True), qualname)
 
 
 def _find(module: CodeType, qualname: str) -> CodeType | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from overlay import fingerprint
 from overlay.model import ABSENT, Decision, Image, Patch, SlotReport, Variant
@@ -74,8 +73,9 @@ def _fits(image: Image, observer: Observer) -> bool:
     return _matches(image, observer) or bool(both_defined)
 
 
-def _share(variant: Variant, observer: Observer) -> Fraction:
-    return Fraction(sum(_matches(image, observer) for image in variant.images), max(len(variant.images), 1))
+def _share(variant: Variant, observer: Observer) -> float:
+    """Equal exactly where the fractions are: division rounds correctly, and the numbers are small."""
+    return sum(_matches(image, observer) for image in variant.images) / max(len(variant.images), 1)
 
 
 def _spell(observed: str) -> str:

@@ -6,15 +6,11 @@ cannot be read gives an `UnreadableSourceError`, so that "missing" and "broken" 
 
 from __future__ import annotations
 
-import fnmatch
 import importlib.util
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Protocol
@@ -93,53 +89,6 @@ class InstalledTree(DirectoryTree):
         return DirectoryTree(Path(folder).absolute().parent) if folder else None
 
 
-#: What a truncated, overwritten or encrypted archive makes zipfile raise.
-_DAMAGED = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
-@dataclass(frozen=True)
-class WheelTree:
-    """A wheel that was not unpacked."""
-
-    wheel: Path
-
-    @property
-    def path(self) -> str:
-        return str(self.wheel)
-
-    @property
-    def checkout(self) -> bool:
-        return False
-
-    def holding(self, package: str) -> SourceTree | None:
-        return self
-
-    def read(self, relative: str) -> bytes | None:
-        try:
-            return self._archive().read(relative)
-        except KeyError:
-            return None
-        except _DAMAGED as error:
-            raise UnreadableSourceError(f"{self.wheel}!{relative}: {error}") from error
-
-    def metadata(self) -> bytes | None:
-        try:
-            names = [n for n in self._archive().namelist() if fnmatch.fnmatch(n, "sglang-*.dist-info/METADATA")]
-        except _DAMAGED as error:
-            raise UnreadableSourceError(f"{self.wheel}: {error}") from error
-        return self.read(names[0]) if names else None
-
-    def _archive(self) -> zipfile.ZipFile:
-        now = self.wheel.stat()
-        return _opened(self.wheel, now.st_mtime_ns, now.st_size)
-
-
-@lru_cache(maxsize=4)
-def _opened(wheel: Path, _changed: int, _size: int) -> zipfile.ZipFile:
-    """A wheel, open as long as nobody touches it: the list of its 6,000 members takes 30 ms to read."""
-    return zipfile.ZipFile(wheel)
-
-
 def module_file(module: str) -> tuple[str, str]:
     """The two files a module can be: `a/b.py` and `a/b/__init__.py`."""
     base = module.replace(".", "/")
@@ -162,12 +111,9 @@ def open_tree(path: str) -> SourceTree:
     """The tree a user means by `--sglang PATH`: site-packages, the package itself, a checkout, or a wheel."""
     given = Path(os.path.abspath(os.path.expanduser(path)))
     if given.suffix == ".whl" and given.is_file():
-        if not zipfile.is_zipfile(given):
-            raise SglangNotFoundError(f"--sglang {path}: not a zip archive. Give an intact wheel or an unpacked tree.")
-        tree: SourceTree = WheelTree(given)
-        if tree.read("sglang/__init__.py") is None:
-            raise SglangNotFoundError(f"--sglang {path}: this wheel does not contain the package sglang.")
-        return tree
+        from overlay.wheel import open_wheel  # zipfile, which no process of a server needs
+
+        return open_wheel(given, path)
     for root in (given, given.parent if given.name == "sglang" else given, given / "python"):
         if (root / "sglang" / "__init__.py").is_file():
             return DirectoryTree(root)

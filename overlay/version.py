@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, replace
-from email.parser import BytesHeaderParser
 from enum import Enum
+from functools import cache
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -77,7 +77,7 @@ def classify(text: str) -> SglangVersion:
 def within(version: SglangVersion, specifier: str) -> bool:
     """Whether a version lies in a PEP 440 range. Pre-releases count as the ordering places them, always: packaging
     changed its default for them, so it is never left to the default."""
-    return version.parsed is not None and SpecifierSet(specifier).contains(version.parsed, prereleases=True)
+    return version.parsed is not None and _range(specifier).contains(version.parsed, prereleases=True)
 
 
 def may_lie_within(version: SglangVersion, specifier: str) -> bool:
@@ -89,15 +89,20 @@ def may_lie_within(version: SglangVersion, specifier: str) -> bool:
     if version.parsed is None or version.kind is VersionKind.UNKNOWN:
         return True
     base = Version(version.parsed.base_version)
-    return within(version, specifier) or SpecifierSet(specifier).contains(base, prereleases=True)
+    return within(version, specifier) or _range(specifier).contains(base, prereleases=True)
 
 
 def newer_than(version: SglangVersion, specifier: str) -> bool:
     """Whether a version lies above a range: outside it, and not below any of its upper bounds."""
-    bounds = [s for s in SpecifierSet(specifier) if s.operator in ("<", "<=", "==")]
+    bounds = [s for s in _range(specifier) if s.operator in ("<", "<=", "==")]
     uppers = [Version(bound.version.removesuffix(".*")) for bound in bounds]
     above = version.parsed is not None and bool(uppers) and version.parsed >= max(uppers)
     return above and not within(version, specifier)
+
+
+@cache
+def _range(specifier: str) -> SpecifierSet:
+    return SpecifierSet(specifier)
 
 
 def read_version(tree: SourceTree) -> SglangVersion:
@@ -117,8 +122,13 @@ def _version_text(tree: SourceTree) -> str:
         header = tree.metadata()
     except UnreadableSourceError:
         header = None
-    text = BytesHeaderParser().parsebytes(header).get("Version") if header else None
-    return str(text or "").strip()
+    return _header_version(header) if header else ""
+
+
+def _header_version(header: bytes) -> str:
+    from email.parser import BytesHeaderParser  # a third of the time that the rest of this package takes to import
+
+    return str(BytesHeaderParser().parsebytes(header).get("Version") or "").strip()
 
 
 def _read(tree: SourceTree, relative: str) -> bytes | None:

@@ -6,7 +6,7 @@ sitecustomize through PYTHONPATH. Which of the two reaches a child is not deduce
 
 from __future__ import annotations
 
-import json
+import ast
 import os
 import subprocess
 import sys
@@ -19,12 +19,14 @@ from overlay.errors import DeliveryError
 _BOOT_FOLDER = Path(__file__).parent
 _ROOT = _BOOT_FOLDER.parent.parent
 _MARK = "amd-sglang probe: "
-#: Asks a child which boot module it started with, and which `patches` it would import.
+#: Asks a child which boot module it started with, and which `patches` it would import. It imports nothing for that:
+#: the launch waits for it.
 _PROBE = f"""
-import json, sys
-from importlib.util import find_spec
-boot, patches = sys.modules.get("overlay.boot"), find_spec("patches")
-print({_MARK!r} + json.dumps([boot and boot.__file__, patches and patches.origin]))
+import sys
+boot = sys.modules.get("overlay.boot")
+specs = (finder.find_spec("patches", None) for finder in sys.meta_path)
+patches = next(filter(None, specs), None)
+print({_MARK!r} + ascii([boot and boot.__file__, patches and patches.origin]))
 """
 
 
@@ -68,7 +70,7 @@ def _probe(environ: Mapping[str, str]) -> str | None:
         [*interpreter(), "-c", _PROBE], env=dict(environ), capture_output=True, text=True, check=False
     )
     answers = [line.partition(_MARK)[2] for line in child.stdout.splitlines() if _MARK in line]
-    started, patches = json.loads(answers[-1]) if answers else (None, None)
+    started, patches = ast.literal_eval(answers[-1]) if answers else (None, None)
     if _same(started, boot.__file__) and not _same(patches, _ROOT / "patches" / "__init__.py"):
         raise DeliveryError(
             f"a child of {interpreter()[0]} started here imports {patches or 'nothing'} as `patches`, not the "

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from matrix import __main__ as command
-from matrix import behaviour, expected, releases
+from matrix import behaviour, expected, known, releases
 from matrix.drift import Comparison, Drift
 from matrix.expected import Expectation, dumps, loads, runs
 from matrix.scenarios import SCENARIOS
 from matrix.survey import Survey, survey
+from overlay import known_sources
 from overlay.model import Patch
 from overlay.registry import Registry, builtin
 from overlay.source import DirectoryTree, SourceTree
@@ -167,6 +168,9 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sglang:
     file = tmp_path / "expected.toml"
     file.write_text(dumps(Expectation(sglang.surveys("0.5.7"))))
     monkeypatch.setattr(expected, "FILE", file)
+    sources = tmp_path / "known_sources.json"
+    sources.write_text(known.dumps(known.table(map(sglang.tree, ["0.5.7"]), known.slots(sglang.registry))))
+    monkeypatch.setattr(known_sources, "FILE", sources)
     monkeypatch.setattr(expected.read, "__defaults__", (file,))
     seen = tmp_path / "behaviour.toml"
     seen.touch()
@@ -186,7 +190,8 @@ def test_the_command_fails_until_what_drifted_was_reviewed(
     said = capsys.readouterr().out
     assert "new release: 0.5.8" in said
     assert '+    return "edited"' in said
-    assert "3 drifts: settle each, then `make matrix-update`" in said
+    assert "unknown source: Alpha.forward in the file " in said
+    assert "4 drifts: settle each, then `make matrix-update`" in said
     assert command.main(["update"]) == 0
     assert '"0.5.8" = "source-mismatch"' in (tmp_path / "expected.toml").read_text()
     assert "0.5.8" in (tmp_path / "docs" / "patches.md").read_text()
@@ -202,6 +207,7 @@ def test_the_documents_are_written_without_the_index(history: Sglang, tmp_path: 
 
 
 def test_documents_of_patches_nobody_reviewed_are_refused(history: Sglang, capsys: pytest.CaptureFixture[str]) -> None:
-    history.registry = Registry((PATCH, BETA_PATCH, replace(BETA_PATCH, id="gamma", variants=PATCH.variants[:0])))
+    strange = replace(PATCH.variants[0], targets=())
+    history.registry = Registry((PATCH, BETA_PATCH, replace(BETA_PATCH, id="gamma", variants=(strange,))))
     assert command.main(["catalogue"]) == 2
     assert "holds no decision about gamma: run `make matrix-update`" in capsys.readouterr().err

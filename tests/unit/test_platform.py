@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -121,6 +123,16 @@ def test_aiter(site: Path, files: dict[str, str], version: str | None) -> None:
 
 
 def test_vllm(site: Path) -> None:
+    write_tree(site, metadata("vllm", "0.11.0"))
+    assert detect({}).vllm is None  # what a removed package leaves behind
+    write_tree(site, {"vllm/__init__.py": ""})
+    importlib.invalidate_caches()
+    assert detect({}).vllm == "0.11.0"
+
+
+def test_a_vllm_that_somebody_made_up(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    assert detect({}).vllm is None
     write_tree(site, metadata("vllm", "0.11.0"))
     assert detect({}).vllm == "0.11.0"
 

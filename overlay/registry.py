@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 import overlay
-from overlay.errors import OverlayError, RegistryError, UnknownPatchError
+from overlay import gates, packs
+from overlay.errors import OverlayError, PackError, RegistryError, UnknownPatchError
 from overlay.gates import PATCH_ID, Gate
 from overlay.model import Patch, Slot
+
+#: Ours are checked for typing errors at launch; a patch may also read a variable of sglang.
+_GATE_NAME = re.compile(r"(AMD_)?SGLANG_[A-Z0-9_]+")
+_KERNELS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 class Registry:
@@ -38,8 +44,22 @@ class Registry:
             raise UnknownPatchError(patch_id, place, self.ids) from None
 
 
+def load(environ: Mapping[str, str]) -> Registry:
+    """The patches of this distribution, and after them those of the packs that AMD_SGLANG_PACKS names, in its order.
+
+    Raises MalformedSwitchError, UnknownPackError or PackError.
+    """
+    registry = builtin()
+    for offer, patches in packs.load(gates.PACKS.read(environ)):
+        try:
+            registry = Registry((*registry, *patches))
+        except RegistryError as error:
+            raise PackError(str(offer), str(error)) from error
+    return registry
+
+
 def builtin() -> Registry:
-    """The patches this distribution ships."""
+    """The patches this distribution ships, whatever the environment names."""
     import patches
 
     own = Path(overlay.__file__).parent.parent / "patches"
@@ -55,9 +75,12 @@ def builtin() -> Registry:
 def _validated(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
     seen: set[str] = set()
     filled: dict[tuple[Slot, str], list[Patch]] = {}
+    switches = {gate.name for gate in gates.SWITCHES} | set(gates.HANDOVER)
     for patch in patches:
         if patch.id in seen:
             raise RegistryError(f"two patches have the id {patch.id}")
+        if not patch.variants:
+            raise RegistryError(f"{patch.id} has no variant: it knows no source")
         if not PATCH_ID.fullmatch(patch.id):
             raise RegistryError(f"{patch.id!r} is no id that a switch could name")
         late = [other for other in patch.requires if other not in seen]
@@ -78,6 +101,14 @@ def _validated(patches: tuple[Patch, ...]) -> tuple[Patch, ...]:
             unseen = {target.slot for target in variant.targets} - {image.slot for image in variant.images}
             if unseen:
                 raise RegistryError(f"{patch.id}/{variant.name} fills {min(unseen)} without an image of it")
+        if patch.kernels is not None and not _KERNELS.fullmatch(patch.kernels):
+            raise RegistryError(f"{patch.id} names its kernels {patch.kernels!r}: expected package.module:function")
+        for gate in patch.gates:
+            if not _GATE_NAME.fullmatch(gate.name):
+                raise RegistryError(f"{patch.id} has a switch {gate.name!r}: its name must match {_GATE_NAME.pattern}")
+            if gate.name in switches:
+                raise RegistryError(f"{patch.id} has a switch {gate.name}, which there is already")
+            switches.add(gate.name)
         seen.add(patch.id)
     for patch in patches:
         stray = [other for other in patch.conflicts if other not in seen]

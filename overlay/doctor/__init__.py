@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from overlay.doctor import check_hazards, check_machine, check_packages, check_setup, check_streams
+from overlay.doctor import check_hazards, check_machine, check_packages, check_packs, check_setup, check_streams
 from overlay.doctor.facts import Facts
 from overlay.doctor.finding import Finding
 from overlay.doctor.gathering import gather
@@ -18,6 +18,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     *check_machine.CHECKS,
     *check_packages.CHECKS,
     *check_setup.CHECKS,
+    *check_packs.CHECKS,
     *check_streams.CHECKS,
     *check_hazards.CHECKS,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from overlay import gates
+from overlay import denylist, gates
 from overlay.doctor.facts import Facts
 from overlay.doctor.finding import Finding, error, info, ok, warning
 from overlay.doctor.meddlers import PLUGIN_GROUPS
@@ -77,6 +77,18 @@ def plan(facts: Facts) -> Iterator[Finding]:
         yield ok("plan", f"{states[State.PLANNED]} patches planned, {states[State.CONTAINED]} contained already")
 
 
+def denied(facts: Facts) -> Iterator[Finding]:
+    """What `amd-sglang verify` found wrong on this GPU, and the launcher therefore leaves away."""
+    if "denylist" in facts.unanswered:
+        yield error("denylist", facts.unanswered["denylist"], "Nothing can be launched before that.")
+        return
+    for patch_id, why in denylist.handed_over(facts.environ).items():
+        yield warning(
+            "denylist", f"{patch_id} is kept away: {why}",
+            f"`amd-sglang verify {patch_id}` says whether it is still so, with what is installed now.",
+        )  # fmt: skip
+
+
 def delivery(facts: Facts) -> Iterator[Finding]:
     """Whether the processes that a server starts would start the overlay: one was started and asked."""
     problem = facts.unanswered.get("delivery")
@@ -126,4 +138,4 @@ def interpreted_kernels(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-CHECKS = (sglang, sglang_version, switches, plan, delivery, other_overlays, folders, interpreted_kernels)
+CHECKS = (sglang, sglang_version, switches, plan, denied, delivery, other_overlays, folders, interpreted_kernels)

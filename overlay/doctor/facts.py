@@ -8,6 +8,7 @@ from pathlib import Path
 
 from overlay.doctor.arguments import ServerArguments
 from overlay.kfd import Gpu
+from overlay.model import Pack, Patch
 from overlay.plan import Plan
 from overlay.platform import Platform
 from overlay.version import SglangVersion
@@ -134,9 +135,12 @@ class Facts:
     wrapt_extension: bool = False
     sglang: Sglang | None = None
     plan: Plan | None = None
+    #: What a launch would load, and every pack that is installed, named or not.
+    patches: tuple[Patch, ...] = ()
+    packs: tuple[Pack, ...] = ()
     #: Patches that this release needs and AMD_SGLANG_DISABLE keeps away.
     withheld: frozenset[str] = frozenset()
     folders: tuple[Folder, ...] = ()
     meddlers: tuple[Meddler, ...] = ()
-    #: What was asked -> the error that answered: "sglang", "switches", "plan", "delivery".
+    #: What was asked -> the error that answered: "sglang", "packs", "switches", "plan", "delivery".
     unanswered: Mapping[str, str] = field(default_factory=dict)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from overlay import delivery, gates, kfd
+from overlay import delivery, denylist, gates, kfd, packs
 from overlay.doctor import folders, installed, meddlers, packages
 from overlay.doctor.arguments import ServerArguments
 from overlay.doctor.facts import Aiter, Facts, Machine
@@ -17,7 +18,7 @@ from overlay.launch import Options
 from overlay.model import State
 from overlay.plan import make_plan
 from overlay.platform import Platform, detect
-from overlay.registry import Registry, builtin
+from overlay.registry import Registry, builtin, load
 from overlay.source import SourceTree, installed_tree, launch_search_path
 
 _Answer = TypeVar("_Answer")
@@ -28,9 +29,10 @@ def gather(given: Mapping[str, str], arguments: Sequence[str]) -> Facts:
     """Ask everything. A question that an error answers is left open, and the error is kept for its check."""
     asked = _Asked()
     search = launch_search_path(["-m"])
-    registry = asked.ask("patches", builtin)
+    registry = asked.ask("packs", lambda: load(given)) or asked.ask("patches", builtin)
     environ = (registry and asked.ask("switches", lambda: _launch_environ(given, registry))) or given
     platform = asked.ask("platform", lambda: detect(environ)) or Platform("none")
+    environ = asked.ask("denylist", partial(denylist.handing_over, environ, platform)) or environ
     tree = asked.ask("sglang", lambda: installed_tree(search))
     plan = None
     if registry is not None and tree is not None:
@@ -55,6 +57,8 @@ def gather(given: Mapping[str, str], arguments: Sequence[str]) -> Facts:
         wrapt_extension=extension,
         sglang=sglang,
         plan=plan,
+        patches=tuple(registry or ()),
+        packs=tuple(offer.pack for offer in packs.installed()),
         withheld=kept_away,
         folders=folders.folders(environ, aiter, sglang is not None and sglang.features.redirects_caches),
         meddlers=meddlers.meddlers(search),

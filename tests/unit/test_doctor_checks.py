@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from overlay.doctor import CHECKS, check_hazards, check_machine, check_packages, check_setup, check_streams, diagnose
+from overlay.doctor import (
+    CHECKS,
+    check_hazards,
+    check_machine,
+    check_packages,
+    check_packs,
+    check_setup,
+    check_streams,
+    diagnose,
+)
 from overlay.doctor.arguments import ServerArguments
 from overlay.doctor.facts import Aiter, Binary, Facts, Features, Folder, Kernels, Machine, Meddler, Sglang, Torch
 from overlay.doctor.finding import Finding, Level, exit_code
 from overlay.kfd import Gpu
-from overlay.model import Decision, State
+from overlay.model import Decision, Pack, State
 from overlay.overrides import Overrides
 from overlay.plan import Plan
 from overlay.platform import Platform
@@ -87,6 +96,7 @@ SIMULATED = Platform("rocm", "gfx942", simulated=True)
 SHARING = replace(AITER, version="0.1.13", shared_semaphore=True)
 PLUGIN = Meddler("sglang.srt.plugins", "hooks", "hooks:load of vendor")
 CAPTURE_ONLY = {check_hazards.CAPTURE_ONLY: "1"}
+PACK = Pack("strange", "strange-pack", "1.2")
 LOW_LATENCY = ("--moe-a2a-backend=mori", "--deepep-mode", "low_latency")
 
 
@@ -103,6 +113,13 @@ class Case:
 
 OK, INFO, WARNING, ERROR = Level
 SPEAKING = [
+    Case(
+        check_setup.denied, facts(environ={"AMD_SGLANG_DENIED": '{"alpha": "verify found its kernel wrong"}'}), WARNING,
+        "alpha is kept away: verify found its kernel wrong", "amd-sglang verify alpha",
+    ),
+    Case(
+        check_setup.denied, facts(unanswered={"denylist": "line 3 is wrong"}), ERROR, "line 3 is wrong", "before that",
+    ),
     Case(check_machine.gpu, SOUND, OK, "2 x gfx942"),
     Case(check_machine.gpu, facts(machine=Machine()), WARNING, "lists no GPU", "--device=/dev/kfd"),
     Case(check_machine.gpu, facts(machine=machine(device=None)), ERROR, "there is no /dev/kfd", "--device=/dev/kfd"),
@@ -133,6 +150,12 @@ SPEAKING = [
     Case(check_machine.rocm, facts(machine=machine(rocm=None)), INFO, "no ROCm in ROCM_PATH", "set ROCM_PATH"),
     Case(check_machine.rocm, facts(machine=machine(rocm="7.0.2")), WARNING, "torch was built for 6.4", "ROCm 6.4"),
     Case(check_machine.rocm, facts(machine=machine(hipcc=None)), WARNING, "no hipcc", "PATH"),
+    Case(check_packs.packs, facts(packs=(PACK,)), INFO, "strange-pack 1.2) is installed and off", "--packs strange"),
+    Case(
+        check_packs.packs, facts(packs=(PACK,), patches=(replace(PATCH, pack=PACK), replace(PATCH, id="beta"))), INFO,
+        "third-party code is in force: pack strange (strange-pack 1.2), with alpha",
+    ),
+    Case(check_packs.packs, facts(unanswered={"packs": "no pack 'x'"}), ERROR, "no pack 'x'", "leave its name out"),
     Case(check_packages.torch, SOUND, OK, "HIP 6.4"),
     Case(check_packages.torch, facts(torch=None), ERROR, "no torch", "ROCm build of torch"),
     Case(check_packages.torch, facts(torch=Torch("2.9.0+cu129", None)), ERROR, "not built for ROCm", "ROCm build"),
@@ -351,6 +374,8 @@ SILENT: list[tuple[Check, Facts]] = [
     (check_machine.visible_gpus, facts(machine=machine(gpus=MIXED), environ={"CUDA_VISIBLE_DEVICES": "0"})),
     (check_machine.device_variables, facts(environ={"HIP_VISIBLE_DEVICES": "0", "CUDA_VISIBLE_DEVICES": "0"})),
     (check_machine.rocm, facts(platform=SIMULATED, machine=Machine())),
+    (check_packs.packs, facts(patches=(PATCH,))),
+    (check_packs.packs, facts(unanswered=dict.fromkeys(("packs", "switches"), "AMD_SGLANG_PACKS=',' is not valid"))),
     (check_packages.torch, SOUND),
     (check_packages.aiter_spelling, facts(given={"SGLANG_USE_AITER": "1"})),
     (check_packages.aiter_spelling, facts(given={"SGLANG_USE_AITER": "bogus"})),
@@ -362,6 +387,7 @@ SILENT: list[tuple[Check, Facts]] = [
     (check_setup.sglang_version, facts(sglang=sglang(metadata=()))),
     (check_setup.switches, facts(unanswered={"sglang": "gone"})),
     (check_setup.plan, facts(plan=None)),
+    (check_setup.denied, SOUND),
     (check_setup.delivery, SOUND),
     (check_setup.other_overlays, facts(meddlers=(PLUGIN,), environ={"SGLANG_PLUGINS": "another"})),
     (check_setup.other_overlays, facts(meddlers=(PLUGIN,), sglang=OLD)),

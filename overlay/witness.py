@@ -1,7 +1,9 @@
-"""Where a process of sglang shows what it is: the constructors of its long-lived managers.
+"""Where a process of sglang shows what it is: the constructors of its long-lived managers, and the function that
+connects the ranks of a server.
 
-They are wrapped, after the fact and from outside, to learn the role and to look once more at every patched slot: by
-then sglang's own plugins, which run after us, have had their say.
+They are wrapped, after the fact and from outside. A built manager tells the role, and is the moment to look once more
+at every patched slot: by then sglang's own plugins, which run after us, have had their say. Ranks that were just
+connected can be asked whether they are alike, before any of them loads a weight.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from overlay.model import Method, Slot, Target
@@ -30,21 +33,38 @@ SEAMS = (
     Seam(Slot("sglang.srt.managers.tokenizer_manager", "TokenizerManager.__init__"), "engine"),
 )
 
+#: Every process that is a rank calls it once, and returns with the others: the groups it makes connect all of them.
+CONNECT = Slot("sglang.srt.distributed.parallel_state", "init_distributed_environment")
 
-def target(seam: Seam, ready: Callable[[str, dict[str, int]], None]) -> Target:
-    """The wrapper around a seam that calls `ready(role, ranks)` once the object is built."""
+#: Where ranks are compared: without one of these a server cannot promise that its ranks are alike.
+BINDING = frozenset({CONNECT, SEAMS[0].slot})
+
+
+def targets(ready: Callable[[str, dict[str, int]], None], connected: Callable[[dict[str, int]], None]) -> list[Target]:
+    """The wrappers around every seam: they call `ready(role, ranks)` once a manager is built, and `connected(ranks)`
+    once torch.distributed is up."""
+    managers = [_after(seam.slot, partial(_manager_built, seam, ready)) for seam in SEAMS]
+    return [*managers, _after(CONNECT, lambda: connected(ranks(_title())))]
+
+
+def _manager_built(seam: Seam, ready: Callable[[str, dict[str, int]], None]) -> None:
+    ready(_role(seam), ranks(_title()))
+
+
+def _after(slot: Slot, then: Callable[[], None]) -> Target:
+    """The wrapper that calls `then` when what stands in the slot has returned."""
 
     def make(_original: object) -> object:
         def wrapper(
             wrapped: Callable[..., object], _instance: object, args: tuple[object, ...], kwargs: dict[str, object]
         ) -> object:
             result = wrapped(*args, **kwargs)
-            ready(_role(seam), ranks(_title()))
+            then()
             return result
 
         return wrapper
 
-    return Target(seam.slot, Method.WRAP, make)
+    return Target(slot, Method.WRAP, make)
 
 
 def ranks(title: str) -> dict[str, int]:

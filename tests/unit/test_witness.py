@@ -58,12 +58,12 @@ def test_every_rank_a_real_release_puts_into_its_title_is_understood(release: st
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("seam", witness.SEAMS, ids=lambda seam: seam.role)
-def test_every_seam_is_in_every_real_release(release: str, seam: witness.Seam) -> None:
-    file = RELEASES[release] / f"{seam.slot.module.replace('.', '/')}.py"
+@pytest.mark.parametrize("slot", [*(seam.slot for seam in witness.SEAMS), witness.CONNECT], ids=str)
+def test_every_seam_is_in_every_real_release(release: str, slot: Slot) -> None:
+    file = RELEASES[release] / f"{slot.module.replace('.', '/')}.py"
     tree = fingerprint.parse(file.read_bytes())
     assert tree is not None
-    assert len(fingerprint.observe(tree, seam.slot.qualname)) == 16 != len(ABSENT)
+    assert len(fingerprint.observe(tree, slot.qualname)) == 16 != len(ABSENT)
 
 
 class Manager:
@@ -74,18 +74,24 @@ class Manager:
 
 
 @pytest.fixture
-def seam(monkeypatch: pytest.MonkeyPatch) -> witness.Seam:
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module with a manager and a function that connects ranks, in place of sglang's."""
     module: Any = ModuleType("witness_sandbox")
     module.Manager = type("Manager", (Manager,), {"__init__": Manager.__init__})
+    module.connect = lambda rank: rank + 1
     monkeypatch.setitem(sys.modules, "witness_sandbox", module)
-    return witness.Seam(Slot("witness_sandbox", "Manager.__init__"), "engine")
-
-
-def test_a_witness_is_told_after_the_object_was_built(seam: witness.Seam, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, dict[str, int]]] = []
+    monkeypatch.setattr(witness, "SEAMS", (witness.Seam(Slot("witness_sandbox", "Manager.__init__"), "engine"),))
+    monkeypatch.setattr(witness, "CONNECT", Slot("witness_sandbox", "connect"))
     monkeypatch.setattr(witness, "_title", lambda: "sglang::scheduler_TP1")
-    Ledger().install("w", [witness.target(seam, lambda role, ranks: told.append((role, ranks)))])
-    sandbox: Any = sys.modules["witness_sandbox"]
+    return module
+
+
+def test_a_witness_is_told_after_the_object_was_built(sandbox: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, dict[str, int]]] = []
+    targets = witness.targets(
+        lambda role, ranks: told.append((role, ranks)), lambda ranks: told.append(("rank", ranks))
+    )
+    Ledger().install("w", targets)
     with pytest.raises(ValueError, match="no such model"):
         sandbox.Manager(fails=True)
     assert told == []
@@ -94,3 +100,5 @@ def test_a_witness_is_told_after_the_object_was_built(seam: witness.Seam, monkey
     monkeypatch.setitem(sys.modules, "sglang.srt.entrypoints.http_server", ModuleType("http_server"))
     sandbox.Manager()
     assert told[1][0] == "http-server"
+    assert sandbox.connect(rank=1) == 2
+    assert told[2] == ("rank", {"tp": 1})

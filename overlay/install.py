@@ -46,21 +46,48 @@ class _Change:
     installed: object
 
 
+@dataclass(frozen=True)
+class _Addition:
+    """What was put at the end of a list."""
+
+    items: list[Any]
+    added: tuple[object, ...]
+
+    def take_out(self) -> None:
+        # By identity: what was added may compare equal to something of sglang's.
+        for at in reversed(range(len(self.items))):
+            if any(self.items[at] is one for one in self.added):
+                del self.items[at]
+
+
 class Ledger:
     """Everything the overlay has changed in this process, by the key it was installed under."""
 
     def __init__(self) -> None:
         self._changes: dict[str, tuple[_Change, ...]] = {}
+        self._additions: dict[str, _Addition] = {}
 
     def __contains__(self, key: str) -> bool:
-        return key in self._changes
+        return key in self._changes or key in self._additions
+
+    def extend(self, key: str, items: list[Any], added: Sequence[object]) -> None:
+        """Put objects at the end of a list of sglang's, such as the routes of its HTTP server.
+
+        Raises InstallError where `items` is no list, or `key` is taken; nothing has been changed then.
+        """
+        if key in self:
+            raise InstallError(f"{key} is already installed in this process")
+        if not isinstance(items, list):
+            raise InstallError(f"{key} extends {type(items).__name__}, which is not a list")
+        items.extend(added)
+        self._additions[key] = _Addition(items, tuple(added))
 
     def install(self, key: str, targets: Sequence[Target]) -> None:
         """Fill every slot of `targets`, or none.
 
         Whatever is raised (InstallError, or what a `make` raised), no slot differs from what it was before the call.
         """
-        if key in self._changes:
+        if key in self:
             raise InstallError(f"{key} is already installed in this process")
         pending = [_prepare(key, target) for target in targets]
         done: list[_Change] = []
@@ -76,7 +103,11 @@ class Ledger:
         self._changes[key] = tuple(pending)
 
     def uninstall(self, key: str) -> None:
-        """Put back what was there before `install(key, ...)`. A slot that somebody else has filled since is left."""
+        """Put back what was there before `install(key, ...)`, or `extend(key, ...)`. A slot that somebody else has
+        filled since is left."""
+        if key in self._additions:
+            self._additions.pop(key).take_out()
+            return
         if key not in self._changes:
             raise InstallError(f"{key} is not installed in this process")
         _restore([c for c in self._changes.pop(key) if _peek(c.owner, c.name) is c.installed])

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import socket
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from overlay import gates
+from overlay import counters, gates, private_file
 from overlay.errors import OverlayError
+from overlay.model import State
 
 SCHEMA = 1
+#: A run has a file per process. What is more than this is counted, and not read.
+MOST_FILES = 1024
+
+_CALLS = ".calls.json"
+_FIX = "Set AMD_SGLANG_RUN_DIR to a folder that you own and can write."
 
 
 def run_root(environ: Mapping[str, str]) -> Path:
@@ -31,20 +40,50 @@ def make_run_dir(root: Path) -> Path:
 
     The temporary folder is shared: a folder of our name that somebody else owns, or a link, is refused.
     """
-    fix = "Set AMD_SGLANG_RUN_DIR to a folder that you own and can write."
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = root.lstat()
-        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
-            raise OverlayError(f"the run directory {root} is a link or belongs to another user. {fix}")
+        _check_owned(root)
         # mkdtemp: a name of its own and mode 0700, also for two launches in one second.
         return Path(tempfile.mkdtemp(prefix=f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}-", dir=root))
     except OSError as error:
-        raise OverlayError(f"the run directory {root} cannot be written ({error.strerror}). {fix}") from error
+        raise OverlayError(f"the run directory {root} cannot be written ({error.strerror}). {_FIX}") from error
+
+
+def join_run_dir(run_dir: Path) -> None:
+    """The folder of a launch that may have happened on another host, as for an actor of Ray: made here like there.
+
+    Raises OSError, or OverlayError if what it would lie in cannot be trusted.
+    """
+    if not run_dir.exists():
+        run_dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owned(run_dir.parent)
+        run_dir.mkdir(mode=0o700, exist_ok=True)
+
+
+def _check_owned(root: Path) -> None:
+    """Raise OverlayError unless this is a folder of this user's, and OSError if it is not there."""
+    info = root.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise OverlayError(f"the run directory {root} is a link or belongs to another user. {_FIX}")
 
 
 def write(run_dir: Path, name: str, document: Mapping[str, object]) -> None:
-    """Put a document in place in one step: a reader sees the old one or the new one, never half of one."""
+    """Put a document in place in one step: a reader sees the old one or the new one, never half of one.
+
+    On a full disk the old one, which is no longer true, gives its space to the new one. Raises OSError where the
+    document cannot be written at all; no file then claims what is past.
+    """
+    try:
+        _put(run_dir, name, document)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with contextlib.suppress(OSError):
+            os.unlink(run_dir / name)
+        _put(run_dir, name, document)
+
+
+def _put(run_dir: Path, name: str, document: Mapping[str, object]) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=run_dir)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -66,30 +105,86 @@ def started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def machine() -> dict[str, str | None]:
+    """The name of this host, and the boot that `started` counts from (None where there is no telling). A name may be
+    changed while processes run; a boot is no other machine's."""
+    try:
+        boot: str | None = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = None
+    return {"host": socket.gethostname(), "boot": boot}
+
+
 def read_runs(root: Path) -> list[dict[str, object]]:
     """Every process of every run under `root`, oldest run first, each with `run` and `alive` added.
 
-    A file that is not a status of a schema we know is reported as a row with `error`, not dropped.
+    A file that is not a status of a schema we know is reported as a row with `error`, not dropped. Raises OverlayError
+    if `root` is a link or another user's.
     """
-    rows = []
-    for path in sorted(root.rglob("*.json")):  # a launch below a launched process has its run below the other's
-        if path.name.endswith(".calls.json"):
-            continue
-        rows.append({"run": path.parent.name, **_read(path)})
+    try:
+        _check_owned(root)
+    except FileNotFoundError:
+        return []
+    # A launch below a launched process has its run below the other's.
+    return _rows(sorted(root.rglob("*.json")))
+
+
+def read_run(run_dir: Path) -> list[dict[str, object]]:
+    """Every process of one run, as `read_runs` has it; none of the runs below it."""
+    paths = sorted(path for path in run_dir.glob("*.json") if not path.name.endswith(_CALLS))
+    if len(paths) > MOST_FILES:  # those of processes that are there first
+        paths.sort(key=lambda path: not Path("/proc", path.stem).exists())
+    rows = _rows(paths[:MOST_FILES])
+    if len(paths) > MOST_FILES:
+        rows.append(_unreadable(run_dir, f"{len(paths) - MOST_FILES} more files are not read"))
     return rows
 
 
-def _read(path: Path) -> dict[str, object]:
-    try:
-        document = json.loads(path.read_bytes())
-        _check(document)
-    except (OSError, ValueError, RecursionError) as error:
-        return {"file": str(path), "error": f"unreadable status file: {error}", "alive": False, "patches": []}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        document["calls"] = json.loads(path.with_name(f"{document['pid']}.calls.json").read_bytes())["calls"]
-    now = started(document["pid"])
-    return {**document, "file": str(path), "alive": now is not None and now == document["started"]}
+def _rows(paths: Sequence[Path]) -> list[dict[str, object]]:
+    here = machine()
+    return [{"run": path.parent.name, **_read(path, here)} for path in paths if not path.name.endswith(_CALLS)]
 
+
+def _read(path: Path, here: Mapping[str, str | None]) -> dict[str, object]:
+    try:
+        document = json.loads(private_file.read(path))
+        check(document)
+    except (OSError, ValueError, RecursionError) as error:
+        return _unreadable(path, f"unreadable status file: {error}")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        document["calls"] = json.loads(private_file.read(path.with_name(f"{document['pid']}.calls.json")))["calls"]
+    return {**document, "patches": _counted(document, path), "file": str(path), "alive": _lives(document, here)}
+
+
+def _counted(document: Mapping[str, Any], path: Path) -> list[dict[str, object]]:
+    """The patches of a status, those that have a guard with its `worst_error` and, if they can be read, `counters`."""
+    guarded = document.get("guarded")
+    if not isinstance(guarded, list) or not all(isinstance(one, str) for one in guarded):
+        guarded = []
+    counts: dict[str, dict[str, int]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        counts = counters.read(counters.path_of(path.parent, document["pid"]), guarded)
+    patches = []
+    for patch in document["patches"]:
+        found = {"counters": counts[patch["id"]]} if patch["id"] in counts else {}
+        worst = {"worst_error": patch.get("worst_error")} if patch["id"] in guarded else {}
+        patches.append({**patch, **worst, **found})
+    return patches
+
+
+def _unreadable(path: Path, why: str) -> dict[str, object]:
+    return {"file": str(path), "error": why, "alive": False, "patches": []}
+
+
+def _lives(document: Mapping[str, Any], here: Mapping[str, str | None]) -> bool:
+    """Whether the process that wrote this is there now. No clock is asked: it may have been set since."""
+    if document.get("boot", here["boot"]) != here["boot"]:
+        return False  # the process of that number here is another one
+    now = started(document["pid"])
+    return now is not None and now == document["started"]
+
+
+_STATES = frozenset(state.value for state in State)
 
 #: What a reader of a status may rely on.
 _SHAPE: Mapping[str, type | tuple[type, ...]] = {
@@ -106,7 +201,7 @@ _SHAPE: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def _check(document: object) -> None:
+def check(document: object) -> None:
     """Raise ValueError unless this is a status document of our schema."""
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"not a document of schema {SCHEMA}")
@@ -118,5 +213,9 @@ def _check(document: object) -> None:
         if missing:
             raise ValueError(f"{group!r} lacks {missing[0]!r}")
     for patch in document["patches"]:
-        if not isinstance(patch, dict) or not {"id", "state", "reason"} <= patch.keys():
+        if not isinstance(patch, dict) or not all(isinstance(patch.get(key), str) for key in ("id", "state", "reason")):
             raise ValueError(f"{patch!r} is not the state of a patch")
+        if patch["state"] not in _STATES:
+            raise ValueError(f"{patch['state']!r} is no state that this version knows")
+        if not isinstance(patch.get("worst_error"), int | float | None):
+            raise ValueError(f"{patch['worst_error']!r} is no error")

@@ -271,6 +271,33 @@ def greedy_argmax(logits: Tensor, out: Tensor | None = None, *, dtype: torch.dty
     return out
 
 
+def builds(vocab: int, element_bytes: int, compute_units: int) -> list[Partition]:
+    """A partition for every build that batches of such logits take: one for each of its constants."""
+    chosen = (partition(batch, vocab, element_bytes, compute_units) for batch in range(1, 4 * compute_units + 2))
+    distinct = {(p.parts > 1, p.block, p.threads, p.stages): p for p in chosen}
+    return list(distinct.values())
+
+
+_warmed: set[tuple[int, torch.dtype, torch.dtype, int, bool]] = set()
+
+
+def _warm_up(out: Tensor, logits: Tensor, index: int, aligned: bool) -> None:
+    """Compiles, and does not run, what other batches of these logits will need.
+
+    A sampler runs outside the graphs that a server captures before it serves, so nothing else has met a batch that is
+    larger than every one so far, and it would wait for the compiler in the middle of serving.
+    """
+    vocab = logits.shape[1]
+    compute_units, warp_size = _device(index)
+    for parts, blocks, block, threads, stages in builds(vocab, logits.element_size(), compute_units):
+        _argmax_kernel.warmup(
+            torch.int64 if parts > 1 else out.dtype, logits, vocab, vocab, 1, blocks,
+            BLOCK=block, ALIGNED=aligned, KEYS=parts > 1, STAGES=stages,
+            grid=(1,), num_warps=threads // warp_size,
+        )  # fmt: skip
+    _finish_kernel.warmup(out.dtype, torch.int64, 2, 1, BLOCK=_FINISH_BLOCK, grid=(1,), num_warps=1)
+
+
 def _launch(out: Tensor, logits: Tensor, index: int) -> None:
     batch, vocab = logits.shape
     element_bytes = logits.element_size()
@@ -278,6 +305,9 @@ def _launch(out: Tensor, logits: Tensor, index: int) -> None:
     parts, blocks, block, threads, stages = _partition(batch, vocab, element_bytes, compute_units)
     row_stride = logits.stride(0)
     aligned = (logits.data_ptr() | row_stride * element_bytes | vocab * element_bytes) % _UNIT_BYTES == 0
+    if not _INTERPRETED and (met := (index, logits.dtype, out.dtype, vocab, aligned)) not in _warmed:
+        _warmed.add(met)
+        _warm_up(out, logits, index, aligned)
     keys = None if parts == 1 else torch.empty((batch, parts), dtype=torch.int64, device=logits.device)
     _argmax_kernel[(batch, parts)](
         out if keys is None else keys, logits, vocab, row_stride, out.stride(0), blocks,

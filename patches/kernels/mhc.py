@@ -31,8 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from patches.kernels import device
-from patches.kernels.sinkhorn import sinkhorn_4x4
+from patches.kernels import device, tuning
+from patches.kernels.sinkhorn import element, sinkhorn_4x4
 
 STREAMS = 4
 """Residual streams (`hc_mult`) that the kernels are written for."""
@@ -57,18 +57,40 @@ def _upper_bits(x: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _mixed(streams: tl.tensor, fn: tl.tensor) -> tl.tensor:
-    """``streams . fn^T`` in float32 for ``streams`` ``[m, i]`` in 16 bits and ``fn`` ``[k, i]`` in float32.
+    """``streams . fn^T`` in float32 for ``streams`` ``[j, m, c]`` in 16 bits and ``fn`` ``[j, k, c]`` in float32.
 
     A float32 has 24 significant bits, so three bfloat16 hold it; products of two bfloat16 are exact in float32.
     """
+    fn = tl.trans(fn, (0, 2, 1))
     if streams.dtype == tl.bfloat16:
         high = _upper_bits(fn)
         middle = _upper_bits(fn - high)
         low = fn - high - middle
-        mixes = tl.dot(streams, tl.trans(low.to(tl.bfloat16)))
-        mixes = tl.dot(streams, tl.trans(middle.to(tl.bfloat16)), mixes)
-        return tl.dot(streams, tl.trans(high.to(tl.bfloat16)), mixes)
-    return tl.dot(streams.to(tl.float32), tl.trans(fn), input_precision="ieee")
+        mixes = tl.dot(streams, low.to(tl.bfloat16))
+        mixes = tl.dot(streams, middle.to(tl.bfloat16), mixes)
+        mixes = tl.dot(streams, high.to(tl.bfloat16), mixes)
+    else:
+        mixes = tl.dot(streams.to(tl.float32), fn, input_precision="ieee")
+    return tl.sum(mixes, axis=0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _weights(post: tl.tensor, comb: tl.tensor, is_token: tl.tensor) -> tl.tuple:
+    """What ``x`` and each old stream weigh in one new stream; the pointers are to the first two of the five."""
+    return (
+        tl.load(post, mask=is_token, other=0.0),
+        tl.load(comb, mask=is_token, other=0.0),
+        tl.load(comb + 4, mask=is_token, other=0.0),
+        tl.load(comb + 8, mask=is_token, other=0.0),
+        tl.load(comb + 12, mask=is_token, other=0.0),
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _weighted(old: tl.tuple, weights: tl.tuple) -> tl.tensor:
+    """One new stream in float32 from ``x`` and the old streams."""
+    mixed = (weights[1] * old[1] + weights[2] * old[2]) + (weights[3] * old[3] + weights[4] * old[4])
+    return mixed + weights[0] * old[0]
 
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
@@ -88,60 +110,57 @@ def _post_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """New streams of BLOCK_M tokens in one slice of the hidden dimension, and what the slice adds to their mixes."""
+    """New streams of BLOCK_M tokens in one slice of the hidden dimension, and what the slice adds to their mixes.
+
+    All loads come before anything that waits for one: together they take as long as one.
+    """
     split = tl.program_id(1)
-    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    c = split * BLOCK_C + tl.arange(0, BLOCK_C)
+    elements = split * BLOCK_C + tl.arange(0, BLOCK_C)
+    c = elements[None, :]
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
     is_token = m < num_tokens
-
-    # Axes: token, stream, element. One axis of each tensor is 1, and the products below are the outer ones.
-    row = m[:, None, None]
-    j = tl.arange(0, 4)[None, :, None]
-    is_row = is_token[:, None, None]
-    element = c[None, None, :]
-    is_element = is_row & (element < C)
-    x = tl.load(x_ptr + row * x_stride + element, mask=is_element, other=0.0).to(tl.float32)
-    stream = residual_ptr + row * (4 * C) + element
-    stream0 = tl.load(stream, mask=is_element, other=0.0).to(tl.float32)
-    stream1 = tl.load(stream + C, mask=is_element, other=0.0).to(tl.float32)
-    stream2 = tl.load(stream + 2 * C, mask=is_element, other=0.0).to(tl.float32)
-    stream3 = tl.load(stream + 3 * C, mask=is_element, other=0.0).to(tl.float32)
-    comb = comb_ptr + row * 16 + j
-    comb0 = tl.load(comb, mask=is_row, other=0.0)
-    comb1 = tl.load(comb + 4, mask=is_row, other=0.0)
-    comb2 = tl.load(comb + 8, mask=is_row, other=0.0)
-    comb3 = tl.load(comb + 12, mask=is_row, other=0.0)
-    post = tl.load(post_ptr + row * 4 + j, mask=is_row, other=0.0)
-    exact = ((comb0 * stream0 + comb1 * stream1) + (comb2 * stream2 + comb3 * stream3)) + post * x
-    streams = exact.to(residual_out_ptr.dtype.element_ty)
-    tl.store(residual_out_ptr + row * (4 * C) + j * C + element, streams, mask=is_element)
-
-    # What follows is defined on the rounded streams: they are what the stepwise path reads back.
-    flat = tl.reshape(streams, (BLOCK_M, 4 * BLOCK_C))
-    wide = flat.to(tl.float32)
-    squares = tl.sum(wide * wide, axis=1)
+    is_element = is_token & (c < C)
+    x = tl.load(x_ptr + m * x_stride + c, mask=is_element, other=0.0)
+    at = m * (4 * C) + c
+    old0 = tl.load(residual_ptr + at, mask=is_element, other=0.0)
+    old1 = tl.load(residual_ptr + at + C, mask=is_element, other=0.0)
+    old2 = tl.load(residual_ptr + at + 2 * C, mask=is_element, other=0.0)
+    old3 = tl.load(residual_ptr + at + 3 * C, mask=is_element, other=0.0)
+    post = post_ptr + m * 4
+    comb = comb_ptr + m * 16
+    weights0 = _weights(post, comb, is_token)
+    weights1 = _weights(post + 1, comb + 1, is_token)
+    weights2 = _weights(post + 2, comb + 2, is_token)
+    weights3 = _weights(post + 3, comb + 3, is_token)
+    j = tl.arange(0, 4)[:, None, None]
     k = tl.arange(0, _PARTIAL)
-    i = tl.arange(0, 4 * BLOCK_C)
-    at = split * BLOCK_C + i % BLOCK_C
-    column = ((i // BLOCK_C) * C + at).to(tl.int64)
+    column = j.to(tl.int64) * C + elements[None, None, :]
     fn = tl.load(
-        fn_ptr + k.to(tl.int64)[:, None] * fn_row_stride + column[None, :] * fn_column_stride,
-        mask=(k < _SQUARES)[:, None] & (at < C)[None, :],
+        fn_ptr + k.to(tl.int64)[None, :, None] * fn_row_stride + column * fn_column_stride,
+        mask=(k < _SQUARES)[None, :, None] & (elements < C)[None, None, :],
         other=0.0,
     )
-    mixes = _mixed(flat, fn)
-    found = tl.where((k == _SQUARES)[None, :], squares[:, None], mixes)
-    rows = (split * num_tokens + m) * _PARTIAL
-    tl.store(partial_ptr + rows[:, None] + k[None, :], found, mask=is_token[:, None])
 
+    old = (x.to(tl.float32), old0.to(tl.float32), old1.to(tl.float32), old2.to(tl.float32), old3.to(tl.float32))
+    dtype = residual_out_ptr.dtype.element_ty
+    new0 = _weighted(old, weights0).to(dtype)
+    new1 = _weighted(old, weights1).to(dtype)
+    new2 = _weighted(old, weights2).to(dtype)
+    new3 = _weighted(old, weights3).to(dtype)
+    tl.store(residual_out_ptr + at, new0, mask=is_element)
+    tl.store(residual_out_ptr + at + C, new1, mask=is_element)
+    tl.store(residual_out_ptr + at + 2 * C, new2, mask=is_element)
+    tl.store(residual_out_ptr + at + 3 * C, new3, mask=is_element)
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _pre_weight(
-    rows: tl.tensor, exists: tl.tensor, rstd: tl.tensor, scale: tl.tensor, base_ptr: tl.tensor, hc_eps: tl.tensor
-) -> tl.tensor:
-    """The weight of one stream; ``rows`` points to its mixes in all slices."""
-    mix = tl.sum(tl.load(rows, mask=exists, other=0.0), axis=0)
-    return tl.sigmoid(mix * rstd * scale + tl.load(base_ptr)) + hc_eps
+    # What follows is defined on the rounded streams: they are what the stepwise path reads back.
+    streams = tl.join(tl.join(new0, new2), tl.join(new1, new3))
+    streams = tl.reshape(tl.permute(streams, (2, 3, 0, 1)), (4, BLOCK_M, BLOCK_C))
+    wide0, wide1, wide2, wide3 = new0.to(tl.float32), new1.to(tl.float32), new2.to(tl.float32), new3.to(tl.float32)
+    squares = tl.sum((wide0 * wide0 + wide1 * wide1) + (wide2 * wide2 + wide3 * wide3), axis=1, keep_dims=True)
+    mixes = _mixed(streams, fn)
+    rows = partial_ptr + (split * num_tokens + m) * _PARTIAL
+    tl.store(rows + k[None, :], mixes, mask=is_token & (k < _SQUARES)[None, :])
+    tl.store(rows + _SQUARES, squares, mask=is_token)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
@@ -166,42 +185,42 @@ def _pre_kernel(
     NORM: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """One token: program 0 of the second axis makes post and comb, each of the others BLOCK_C of the layer's input.
+    """One token: the first program of the second axis makes post and comb, the others BLOCK_C of the layer's input.
 
     Sinkhorn's chain of dependent steps then runs beside the rest. With NORM there is one other program, for all of C.
     """
     m = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
-    splits = tl.arange(0, SPLITS_POW2)
-    exists = splits < SPLITS
-    rows = partial_ptr + (splits.to(tl.int64) * num_tokens + m) * _PARTIAL
-    squares = tl.sum(tl.load(rows + _SQUARES, mask=exists, other=0.0), axis=0)
-    rstd = tl.rsqrt(squares / (4 * C) + rms_eps)
+    part = tl.num_programs(1) - 1 - tl.program_id(1)
+    c = part * BLOCK_C + tl.arange(0, BLOCK_C)
+    is_element = c < C  # none is one of the program that makes post and comb
+    split = tl.arange(0, SPLITS_POW2)[:, None]
+    k = tl.arange(0, _PARTIAL)
+    rows = partial_ptr + (split.to(tl.int64) * num_tokens + m) * _PARTIAL + k[None, :]
+    partial = tl.load(rows, mask=split < SPLITS, other=0.0)
+    scale = tl.load(scale_ptr + tl.minimum(k // 4, 2))
+    base = tl.load(base_ptr + k, mask=k < _SQUARES, other=0.0)
+    streams = residual_ptr + m * (4 * C) + c
+    stream0 = tl.load(streams, mask=is_element, other=0.0)
+    stream1 = tl.load(streams + C, mask=is_element, other=0.0)
+    stream2 = tl.load(streams + 2 * C, mask=is_element, other=0.0)
+    stream3 = tl.load(streams + 3 * C, mask=is_element, other=0.0)
 
-    if part == 0:
-        k = tl.arange(0, 16)
-        mixes = tl.sum(tl.load(rows[:, None] + 8 + k[None, :], mask=exists[:, None], other=0.0), axis=0)
-        logits = mixes * rstd * tl.load(scale_ptr + 2) + tl.load(base_ptr + 8 + k)
-        tl.store(comb_ptr + m * 16 + k, sinkhorn_4x4(logits, hc_eps, ITERATIONS))
-        j = tl.arange(0, 4)
-        mixes = tl.sum(tl.load(rows[:, None] + 4 + j[None, :], mask=exists[:, None], other=0.0), axis=0)
-        gate = tl.sigmoid(mixes * rstd * tl.load(scale_ptr + 1) + tl.load(base_ptr + 4 + j))
-        tl.store(post_ptr + m * 4 + j, gate * post_mult)
+    mixes = tl.sum(partial, axis=0)
+    rstd = tl.rsqrt(element(mixes, _SQUARES) / (4 * C) + rms_eps)
+    logits = mixes * rstd * scale + base
+    gates = tl.sigmoid(tl.where(k < 8, logits, 0.0))  # of pre and post
+
+    if part == tl.num_programs(1) - 1:
+        tl.store(post_ptr + m * 4 + k - 4, gates * post_mult, mask=(k >= 4) & (k < 8))
+        comb = sinkhorn_4x4(logits, 8, hc_eps, ITERATIONS)
+        tl.store(comb_ptr + m * 16 + tl.arange(0, 16), comb)
     else:
-        scale = tl.load(scale_ptr)
-        pre0 = _pre_weight(rows, exists, rstd, scale, base_ptr, hc_eps)
-        pre1 = _pre_weight(rows + 1, exists, rstd, scale, base_ptr + 1, hc_eps)
-        pre2 = _pre_weight(rows + 2, exists, rstd, scale, base_ptr + 2, hc_eps)
-        pre3 = _pre_weight(rows + 3, exists, rstd, scale, base_ptr + 3, hc_eps)
-        c = (part - 1) * BLOCK_C + tl.arange(0, BLOCK_C)
-        is_element = c < C
-        streams = residual_ptr + m * (4 * C) + c
         y = (
-            (pre0 * tl.load(streams, mask=is_element, other=0.0).to(tl.float32))
-            + (pre1 * tl.load(streams + C, mask=is_element, other=0.0).to(tl.float32))
+            ((element(gates, 0) + hc_eps) * stream0.to(tl.float32))
+            + ((element(gates, 1) + hc_eps) * stream1.to(tl.float32))
         ) + (
-            (pre2 * tl.load(streams + 2 * C, mask=is_element, other=0.0).to(tl.float32))
-            + (pre3 * tl.load(streams + 3 * C, mask=is_element, other=0.0).to(tl.float32))
+            ((element(gates, 2) + hc_eps) * stream2.to(tl.float32))
+            + ((element(gates, 3) + hc_eps) * stream3.to(tl.float32))
         )
         dtype = layer_input_ptr.dtype.element_ty
         if NORM:
@@ -268,9 +287,12 @@ def launch_config(hidden: int, norm: bool, warp_size: int) -> LaunchConfig:
 
 @functools.cache
 def _current_config(hidden: int, norm: bool) -> LaunchConfig:
-    # The interpreter has no warps, and no driver to ask about them.
-    warp_size = 32 if _INTERPRETED else triton.runtime.driver.active.get_current_target().warp_size
-    return launch_config(hidden, norm, warp_size)
+    if _INTERPRETED:  # it has no warps, and no driver to ask about them
+        return launch_config(hidden, norm, 32)
+    tuned = tuning.choice("mhc", f"c={hidden},norm={int(norm)}", tuning.current_arch())
+    if tuned is not None:
+        return LaunchConfig(block_m=16, **tuned)
+    return launch_config(hidden, norm, triton.runtime.driver.active.get_current_target().warp_size)
 
 
 def _is_float32(t: Tensor, shape: tuple[int, ...], x: Tensor) -> bool:
@@ -362,7 +384,7 @@ def mhc_post_pre(
     with device.guard(x.get_device()):
         _post_kernel[(triton.cdiv(tokens, config.block_m), splits)](
             residual_out, partial, x, residual, post, comb, fn,
-            tokens, x.stride(0), fn.stride(0), fn.stride(1),
+            tokens, x.stride(0) if tokens > 1 else hidden, fn.stride(0), fn.stride(1),
             C=hidden, BLOCK_M=config.block_m, BLOCK_C=config.block_split, num_warps=config.post_warps,
         )  # fmt: skip
         _pre_kernel[(tokens, 1 + triton.cdiv(hidden, config.block_pre))](

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from patches.kernels import device
+from patches.kernels import device, tuning
 
 HEAD_SIZES = (64, 128, 256)
 """Head sizes that the kernel is written for, in elements."""
@@ -81,9 +81,13 @@ def _store_pairs(
 
 
 # The strides of positions follow the batch: graph buffers are slices of wider ones, and a text-only batch may be one
-# row expanded with stride 0. Specialised, they would compile the kernel again in the middle of serving. The strides of
-# the caches are the model's, and knowing that 16 divides them makes the stores wide.
-@triton.jit(do_not_specialize=["position_axis_stride", "position_token_stride"])  # type: ignore[untyped-decorator]
+# row expanded with stride 0; so does where positions and slots start, of which single elements are read. Specialised,
+# they would compile the kernel again in the middle of serving. The strides of the caches are the model's, and knowing
+# that 16 divides them makes the stores wide.
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["position_axis_stride", "position_token_stride"],
+    do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"],
+)
 def _qk_norm_mrope_kernel(
     q_out_ptr: tl.tensor,
     k_cache_ptr: tl.tensor,
@@ -217,11 +221,24 @@ def launch_config(geometry: Geometry, warp_size: int) -> LaunchConfig:
     return LaunchConfig(heads, num_warps=max(1, threads // warp_size))
 
 
+def shape_class(geometry: Geometry) -> str:
+    """The class that `tuned/` has configurations for."""
+    return f"q={geometry.num_q_heads},kv={geometry.num_kv_heads},d={geometry.head_size}"
+
+
+@functools.cache
+def _current_config(geometry: Geometry) -> LaunchConfig:
+    if _INTERPRETED:  # it has no warps, and no driver to ask about them
+        return launch_config(geometry, 32)
+    tuned = tuning.choice("qk_norm_mrope", shape_class(geometry), tuning.current_arch())
+    if tuned is not None:
+        return LaunchConfig(**tuned)
+    return launch_config(geometry, triton.runtime.driver.active.get_current_target().warp_size)
+
+
 @functools.cache
 def _current_launch(geometry: Geometry) -> tuple[LaunchConfig, int]:
-    # The interpreter has no warps, and no driver to ask about them.
-    warp_size = 32 if _INTERPRETED else triton.runtime.driver.active.get_current_target().warp_size
-    config = launch_config(geometry, warp_size)
+    config = _current_config(geometry)
     groups = triton.cdiv(geometry.num_q_heads, config.heads) + 2 * triton.cdiv(geometry.num_kv_heads, config.heads)
     return config, groups
 

@@ -18,24 +18,31 @@ def build(
     aligned: list[str],
     num_warps: int,
     target: GPUTarget,
+    **options: int,
 ) -> dict[str, Any]:
-    """Compile `function` and report its registers and memory operations.
+    """Compile `function` and report its registers, its LDS in bytes and its memory operations.
 
-    `signature` has the Triton type of every argument that is no constant; `aligned` names those that 16 divides.
+    `signature` has the Triton type of every argument that is no constant; `aligned` names those that 16 divides;
+    `options` are what the launcher passes besides, such as `num_stages`.
     """
     names = function.arg_names
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(function, signature | dict.fromkeys(constants, "constexpr"), constants, attributes)
-    assembly = triton_compile(source, target=target, options={"num_warps": num_warps}).asm["amdgcn"]
+    made = triton_compile(source, target=target, options={"num_warps": num_warps, **options})
+    assembly = made.asm["amdgcn"]
 
-    def metadata(key: str) -> int:
-        found = re.search(rf"\.{key}:\s+(\d+)", assembly)
-        assert found is not None, f"{key} is not in the assembly"
+    def number(pattern: str) -> int:
+        found = re.search(rf"{pattern}:\s+(\d+)", assembly)
+        assert found is not None, f"{pattern} is not in the assembly"
         return int(found.group(1))
 
     return {
-        "vgprs": metadata("vgpr_count"),
-        "vgpr_spills": metadata("vgpr_spill_count"),
-        "sgpr_spills": metadata("sgpr_spill_count"),
+        "threads": num_warps * target.warp_size,
+        "vgprs": number(r"\.vgpr_count"),
+        "sgprs": number(r"\.sgpr_count"),
+        "lds_bytes": made.metadata.shared,
+        "vgpr_spills": number(r"\.vgpr_spill_count"),
+        "sgpr_spills": number(r"\.sgpr_spill_count"),
+        "compiler_waves": number("; Occupancy"),
         "memory_operations": Counter(re.findall(r"\b(?:global|buffer|flat|scratch)_(?:load|store)_\w+", assembly)),
     }

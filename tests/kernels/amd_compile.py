@@ -62,7 +62,11 @@ def compile_variant(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     signature |= {"m": "i32", "x_stride": "i32", "residual_stride": "i32", "post_stride": "i32", "eps": "fp32"}
     aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith("_stride")]
     made = build(kernel._gemma_rmsnorm_kernel, signature, constants, aligned, config.num_warps, target)
-    return {"variant": variant, "config": config, **made}
+    inputs = [variant.x, f"weight {variant.weight}"]
+    inputs += [f"{name} {kind}" for name, kind in (("residual", variant.residual), ("post", variant.post)) if kind]
+    label = f"n={variant.n}, {', '.join(inputs)}"
+    tuned = {"rows": config.rows, "num_warps": config.num_warps}
+    return {"label": label, "shape_class": f"n={variant.n}", "config": tuned, **made}
 
 
 if __name__ == "__main__":

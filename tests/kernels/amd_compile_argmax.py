@@ -25,10 +25,17 @@ def compile_for(
 ) -> dict[str, Any]:
     """Compiles as the launcher does: nothing is known of pointers and integers but their types."""
     return {
-        "variant": [function.__name__, *signature.values(), constants, threads],
+        "label": f"{function.__name__.strip('_')}, {', '.join(_words(signature, constants))}",
+        "function": function.__name__,
         "aligned": constants.get("ALIGNED", False),
         **build(function, signature, constants, [], threads // target.warp_size, target),
     }
+
+
+def _words(signature: dict[str, str], constants: dict[str, Any]) -> list[str]:
+    """Element types of the output and of what is read, then the constants."""
+    pointers = [kind.strip("*") for kind in signature.values() if kind.startswith("*")]
+    return pointers + [f"{name.lower()}={value}" for name, value in constants.items()]
 
 
 def builds(target: GPUTarget) -> list[dict[str, Any]]:

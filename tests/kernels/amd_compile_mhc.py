@@ -29,6 +29,18 @@ def _signature(function: Any, element: str, in_elements: tuple[str, ...]) -> dic
     return pointers | {name: kind for name, kind in (floats | integers).items() if name in names}
 
 
+def _named(function: str, hidden: int, element: str, norm: bool, config: kernel.LaunchConfig) -> dict[str, Any]:
+    """The first kernel is the same with and without a norm after the second."""
+    tuned = config._asdict()
+    del tuned["block_m"]
+    return {
+        "label": f"{function}, c={hidden}, {element}{', norm' if norm else ''}",
+        "function": function,
+        "shape_class": f"c={hidden},norm={int(norm)}",
+        "config": tuned,
+    }
+
+
 def compile_post(hidden: int, element: str, target: GPUTarget) -> dict[str, Any]:
     """As the launcher compiles it: 16-byte aligned pointers, a contiguous `fn`, any number of tokens."""
     config = kernel.launch_config(hidden, False, target.warp_size)
@@ -37,7 +49,7 @@ def compile_post(hidden: int, element: str, target: GPUTarget) -> dict[str, Any]
     constants = {"C": hidden, "BLOCK_M": config.block_m, "BLOCK_C": config.block_split, "fn_column_stride": 1}
     aligned = [name for name in signature if name.endswith(("_ptr", "_stride"))]
     made = build(function, signature, constants, aligned, config.post_warps, target)
-    return {"kernel": "post", "hidden": hidden, "element": element, "norm": False, **made}
+    return {**_named("post", hidden, element, False, config), **made}
 
 
 def compile_pre(hidden: int, element: str, norm: bool, target: GPUTarget) -> dict[str, Any]:
@@ -55,7 +67,7 @@ def compile_pre(hidden: int, element: str, norm: bool, target: GPUTarget) -> dic
     }
     aligned = [name for name in signature if name.endswith("_ptr")]
     made = build(function, signature, constants, aligned, config.pre_warps, target)
-    return {"kernel": "pre", "hidden": hidden, "element": element, "norm": norm, **made}
+    return {**_named("pre", hidden, element, norm, config), **made}
 
 
 if __name__ == "__main__":

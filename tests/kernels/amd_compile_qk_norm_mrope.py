@@ -48,8 +48,12 @@ def compile_variant(geometry: Geometry, element: str, target: GPUTarget) -> dict
     signature |= {"positions_ptr": "*i64", "slots_ptr": "*i64", "eps": "fp32"}
     signature |= {name: "i32" for name in names if name.endswith("_stride")}
     aligned = [n for n in names if n.endswith(("_ptr", "_slot_stride", "_head_stride"))]
+    aligned = [n for n in aligned if n not in ("positions_ptr", "slots_ptr")]
     made = build(kernel._qk_norm_mrope_kernel, signature, constants, aligned, config.num_warps, target)
-    return {"geometry": geometry, "element": element, "config": config, **made}
+    style = f"{'interleaved' if geometry.interleaved else 'sections'}, {'neox' if geometry.neox else 'pairs'}"
+    shape_class = kernel.shape_class(geometry)
+    label = f"{shape_class}, {element}, {style}"
+    return {"label": label, "shape_class": shape_class, "config": config._asdict(), **made}
 
 
 if __name__ == "__main__":

@@ -26,23 +26,24 @@ def compile_decode(heads: int, keys: int, page: int, target: GPUTarget) -> dict[
     kinds = {"out_ptr": "*bf16", "q_ptr": "*bf16", "lse_ptr": "*fp32", "sink_ptr": "*fp32", "scale": "fp32"}
     for scope in ("main", "extra"):
         kinds |= {f"{scope}_ptr": "*u8", f"{scope}_halves_ptr": "*bf16", f"{scope}_page_stride": "i32"}
-        kinds |= {f"{scope}_indices_ptr": "*i32", f"{scope}_lengths_ptr": "*i32"}
+        kinds |= {f"{scope}_indices_ptr": "*i32", f"{scope}_lengths_ptr": "*i32", f"{scope}_keys": "i32"}
+    kinds["tokens_per_request"] = "i32"
     constants: dict[str, Any] = {
         "H": heads,
-        "TOKENS_PER_REQUEST": 1,
-        "MAIN_KEYS": 128,
-        "EXTRA_KEYS": keys,
         "MAIN_PAGE": 128,
         "EXTRA_PAGE": page,
         "BLOCK_H": config.block_h,
         "BLOCK_N": config.block_n,
+        "FNUZ": target.arch == "gfx942",
     }
     if not keys:
         constants |= {name: None for name in kinds if name.startswith("extra_") and name.endswith("_ptr")}
     signature = {name: kind for name, kind in kinds.items() if name not in constants}
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith("_stride")]
-    made = build(function, signature, constants, aligned, config.num_warps, target)
-    return {"heads": heads, "keys": keys, "page": page, **made}
+    anywhere = ("indices_ptr", "lengths_ptr", "sink_ptr")
+    aligned = [n for n in signature if n.endswith(("_ptr", "_stride")) and not n.endswith(anywhere)]
+    made = build(function, signature, constants, aligned, config.num_warps, target, num_stages=config.num_stages)
+    label = f"h={heads}, {f'second scope in pages of {page}' if keys else 'one scope'}"
+    return {"label": label, "shape_class": kernel.shape_class(heads), "config": config._asdict(), **made}
 
 
 if __name__ == "__main__":

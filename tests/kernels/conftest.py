@@ -5,12 +5,17 @@ Triton chooses when it is imported, so the choice is made here, before any test 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+
+from tests.kernels.amd_builds import PROGRAMS, Build, builds_of
 
 ON_GPU = torch.cuda.is_available()
 
@@ -32,6 +37,36 @@ def device() -> str:
 @pytest.fixture(params=["float16", "bfloat16"] if ON_GPU else ["float16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return torch.float16 if request.param == "float16" else torch.bfloat16
+
+
+@pytest.fixture(scope="session")
+def amd_builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], list[Build]]]:
+    """The builds of a kernel for an AMD architecture, made once for all tests that look at them: two architectures at a
+    time, and those of one kernel together, since whoever asks for one asks for the others next."""
+    cache = tmp_path_factory.mktemp("triton")
+    with ThreadPoolExecutor(2) as pool:
+
+        @functools.cache
+        def compiled(kernel: str) -> dict[str, Future[list[Build]]]:
+            return {arch: pool.submit(builds_of, kernel, arch, cache) for arch in PROGRAMS[kernel][1]}
+
+        yield lambda kernel, arch: compiled(kernel)[arch].result()
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """The names of the kernels that Triton compiles from here on, of whatever module; needs Triton's compiler."""
+    from triton import knobs
+
+    names: list[str] = []
+
+    def compiled(**what: Any) -> None:
+        names.append(what["repr"])
+
+    before = knobs.runtime.jit_post_compile_hook
+    knobs.runtime.jit_post_compile_hook = compiled
+    yield names
+    knobs.runtime.jit_post_compile_hook = before
 
 
 @pytest.fixture

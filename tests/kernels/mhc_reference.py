@@ -8,20 +8,9 @@ import torch
 from torch import Tensor
 
 from patches.kernels.mhc import MIXES, STREAMS, Boundary, Constants, Norm
+from patches.proofs.mhc import Inputs as Inputs
 
 CONSTANTS = Constants(rms_eps=1e-6, hc_eps=1e-6, post_mult=2.0, iterations=20)
-
-
-class Inputs(NamedTuple):
-    """The tensors of one call, in the order of the kernel's arguments."""
-
-    x: Tensor
-    residual: Tensor
-    post: Tensor
-    comb: Tensor
-    fn: Tensor
-    scale: Tensor
-    base: Tensor
 
 
 class Coefficients(NamedTuple):

@@ -8,20 +8,8 @@ import torch
 from torch import Tensor
 
 from patches.kernels.qk_norm_mrope import Geometry, supports_batch, supports_tensors
+from patches.proofs.qk_norm_mrope import Inputs as Inputs
 from tests.kernels.norm_reference import ulps_apart
-
-
-class Inputs(NamedTuple):
-    """The tensors of one call, in the order of the kernel's arguments."""
-
-    qkv: Tensor
-    q_weight: Tensor
-    k_weight: Tensor
-    cos_sin: Tensor
-    positions: Tensor
-    k_cache: Tensor
-    v_cache: Tensor
-    slots: Tensor
 
 
 def supports(geometry: Geometry, inputs: Inputs) -> bool:

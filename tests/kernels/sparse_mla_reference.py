@@ -12,20 +12,20 @@ from patches.kernels.sparse_mla import BYTES_PER_KEY, HEAD_DIM, Scope
 NOPE = 448
 
 
-def make_keys(count: int, generator: torch.Generator) -> Tensor:
-    """Keys (count, 512) in float64 that a page holds exactly: e4m3 times a power of two, then bfloat16."""
-    nope = torch.randn(count, 7, 64, generator=generator).to(torch.float8_e4m3fn).double()
+def make_keys(count: int, generator: torch.Generator, fp8: torch.dtype = torch.float8_e4m3fn) -> Tensor:
+    """Keys (count, 512) in float64 that a page holds exactly: `fp8` times a power of two, then bfloat16."""
+    nope = torch.randn(count, 7, 64, generator=generator).to(fp8).double()
     nope *= torch.exp2(torch.randint(-3, 3, (count, 7, 1), generator=generator).double())
     rope = torch.randn(count, 64, generator=generator).bfloat16().double()
     return torch.cat([nope.flatten(1), rope], 1)
 
 
-def pack(keys: Tensor, page: int) -> Tensor:
+def pack(keys: Tensor, page: int, fp8: torch.dtype = torch.float8_e4m3fn) -> Tensor:
     """The pages (pages, page, 1, 584) of a whole number of pages of keys, as a view of rows that end in padding."""
     tiles = keys[:, :NOPE].view(-1, 7, 64)
-    # Scaled up to the last power of two below the largest e4m3, 448, no element loses a bit.
+    # Scaled up to at most 240, the largest e4m3fnuz (e4m3fn goes to 448), no element loses a bit.
     exponents = torch.floor(torch.log2(tiles.abs().amax(-1))).long() - 7
-    nope = (tiles / torch.exp2(exponents.double())[..., None]).to(torch.float8_e4m3fn)
+    nope = (tiles / torch.exp2(exponents.double())[..., None]).to(fp8)
     rope = keys[:, NOPE:].bfloat16().view(torch.uint8).view(-1, 128)
     data = torch.cat([nope.view(torch.uint8).flatten(1), rope], 1)
     scales = torch.full((len(keys), 8), 0xFF, dtype=torch.uint8)  # a padding that would be NaN

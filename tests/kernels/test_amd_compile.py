@@ -5,14 +5,16 @@ No GPU is needed: Triton carries the AMD code generator.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.kernels.amd_builds import ARCHITECTURES, Build, builds_of, spilling
+from tests.kernels.amd_builds import PROGRAMS, Build, spilling
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Build]:
-    return builds_of("amd_compile.py", request.param, tmp_path_factory.mktemp("triton"))
+@pytest.fixture(scope="module", params=PROGRAMS["gemma_rmsnorm"][1])
+def builds(request: pytest.FixtureRequest, amd_builds: Callable[[str, str], list[Build]]) -> list[Build]:
+    return amd_builds("gemma_rmsnorm", request.param)
 
 
 def test_nothing_spills(builds: list[Build]) -> None:
@@ -22,7 +24,7 @@ def test_nothing_spills(builds: list[Build]) -> None:
 def test_every_access_is_16_bytes_wide(builds: list[Build]) -> None:
     """Of aligned rows. A float32 sum of 16-bit inputs is stored from twice as many registers, 16 bytes each too."""
     narrow = [
-        (build["variant"], build["config"], op)
+        (build["label"], op)
         for build in builds
         for op in build["memory_operations"]
         if not op.endswith(("_dwordx4", "_b128"))

@@ -5,14 +5,16 @@ No GPU is needed: Triton carries the AMD code generator.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.kernels.amd_builds import ARCHITECTURES, Build, builds_of, spilling
+from tests.kernels.amd_builds import PROGRAMS, Build, spilling
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Build]:
-    return builds_of("amd_compile_argmax.py", request.param, tmp_path_factory.mktemp("triton"))
+@pytest.fixture(scope="module", params=PROGRAMS["argmax"][1])
+def builds(request: pytest.FixtureRequest, amd_builds: Callable[[str, str], list[Build]]) -> list[Build]:
+    return amd_builds("argmax", request.param)
 
 
 def test_nothing_spills(builds: list[Build]) -> None:
@@ -26,7 +28,7 @@ def _wide_loads(build: Build) -> int:
 def test_rows_are_read_16_bytes_at_a_time(builds: list[Build]) -> None:
     """The loop over whole blocks, of every alignment: there is no other load where rows are aligned."""
     for build in builds:
-        if build["variant"][0] == "_argmax_kernel":
+        if build["function"] == "_argmax_kernel":
             assert _wide_loads(build), build
             loads = sum(n for op, n in build["memory_operations"].items() if "_load_" in op)
             assert not build["aligned"] or loads == _wide_loads(build), build

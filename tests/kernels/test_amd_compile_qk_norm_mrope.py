@@ -5,14 +5,16 @@ No GPU is needed: Triton carries the AMD code generator.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.kernels.amd_builds import Build, builds_of, spilling
+from tests.kernels.amd_builds import PROGRAMS, Build, spilling
 
 
-@pytest.fixture(scope="module", params=("gfx942", "gfx950"))
-def builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Build]:
-    return builds_of("amd_compile_qk_norm_mrope.py", request.param, tmp_path_factory.mktemp("triton"))
+@pytest.fixture(scope="module", params=PROGRAMS["qk_norm_mrope"][1])
+def builds(request: pytest.FixtureRequest, amd_builds: Callable[[str, str], list[Build]]) -> list[Build]:
+    return amd_builds("qk_norm_mrope", request.param)
 
 
 def test_nothing_spills(builds: list[Build]) -> None:
@@ -21,7 +23,7 @@ def test_nothing_spills(builds: list[Build]) -> None:
 
 def test_no_store_is_narrower_than_four_bytes(builds: list[Build]) -> None:
     narrow = [
-        (build["geometry"], build["element"], op)
+        (build["label"], op)
         for build in builds
         for op in build["memory_operations"]
         if "store" in op and ("byte" in op or "short" in op)

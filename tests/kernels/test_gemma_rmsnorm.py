@@ -12,7 +12,7 @@ import torch._dynamo.testing
 from torch import Tensor
 
 from patches.kernels import gemma_rmsnorm as kernel
-from patches.kernels.gemma_rmsnorm import gemma_rmsnorm, supports
+from patches.kernels.gemma_rmsnorm import can_overwrite, gemma_rmsnorm, supports
 from tests.kernels import norm_reference
 
 EPS = 1e-6
@@ -181,6 +181,96 @@ def test_a_weight_updated_in_place_is_seen_by_the_next_call(dtype: torch.dtype, 
     call_and_check(x, weight)
 
 
+class TestInPlace:
+    @pytest.mark.parametrize("weight_dtype", ["same", "float32"])
+    @pytest.mark.parametrize("n", [64, 128, 256, 1000, 2048, 5120])
+    @pytest.mark.parametrize("m", [0, 1, 3, 20])
+    def test_the_inputs_become_the_outputs_bit_for_bit(
+        self, m: int, n: int, weight_dtype: str, dtype: torch.dtype, device: str
+    ) -> None:
+        x, residual = (randn(m, n, dtype=dtype, device=device, scale=3.0) for _ in range(2))
+        weight = randn(n, dtype=torch.float32 if weight_dtype == "float32" else dtype, device=device)
+        want = gemma_rmsnorm(x, weight, EPS, residual)
+        got = gemma_rmsnorm(x, weight, EPS, residual, overwrite=True)
+        assert got[0] is x and got[1] is residual
+        assert torch.equal(x, want[0]) and torch.equal(residual, want[1])
+
+    def test_nothing_beyond_the_rows_is_written(self, dtype: torch.dtype, device: str) -> None:
+        """Neighbours in one storage, as the layers of a pool: rows of one program before and after them."""
+        pool = randn(9, 64, dtype=dtype, device=device)
+        kept = pool.clone()
+        gemma_rmsnorm(pool[1:4], randn(64, dtype=dtype, device=device), EPS, pool[4:7], overwrite=True)
+        for row in (0, 7, 8):
+            assert torch.equal(pool[row], kept[row])
+        assert torch.equal(pool[4:7], kept[1:4] + kept[4:7])
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            "overlap by a row",
+            "overlap by an element",
+            "one tensor",
+            "strided x",
+            "strided residual",
+            "expanded residual",
+            "transposed",
+            "fp32 residual",
+            "other 16 bits",
+            "three dimensions",
+            "x with a gradient",
+            "residual with a gradient",
+        ],
+    )
+    def test_what_is_not_overwritten_is_computed_apart(self, case: str, dtype: torch.dtype, device: str) -> None:
+        pool = randn(4 * 8 * 64, dtype=dtype, device=device)
+        x, residual = pool[:512].view(8, 64), pool[512:1024].view(8, 64)
+        assert can_overwrite(x, residual) and can_overwrite(residual, x)
+        other = torch.bfloat16 if dtype == torch.float16 else torch.float16
+        x, residual = {
+            "overlap by a row": (x, pool[448:960].view(8, 64)),
+            "overlap by an element": (pool[511:1023].view(8, 64), pool[:512].view(8, 64)),
+            "one tensor": (x, x),
+            "strided x": (pool[:1024].view(8, 128)[:, :64], pool[1024:1536].view(8, 64)),
+            "strided residual": (pool[1024:1536].view(8, 64), pool[:1024].view(8, 128)[:, :64]),
+            "expanded residual": (x, pool[512:576].expand(8, 64)),
+            "transposed": (pool[:512].view(64, 8).t(), residual),
+            "fp32 residual": (x, residual.float()),
+            "other 16 bits": (x, residual.to(other)),
+            "three dimensions": (x.view(2, 4, 64), residual.view(2, 4, 64)),
+            "x with a gradient": (x.clone().requires_grad_(), residual),
+            "residual with a gradient": (x, residual.clone().requires_grad_()),
+        }[case]
+        assert not can_overwrite(x, residual)
+        kept = x.clone(), residual.clone()
+        with torch.no_grad():
+            got = gemma_rmsnorm(x, randn(64, dtype=dtype, device=device), EPS, residual, overwrite=True)
+        assert torch.equal(x, kept[0]) and torch.equal(residual, kept[1])
+        assert torch.equal(got[1], torch.add(*kept))
+
+    def test_a_second_addend_is_added_apart(self, dtype: torch.dtype, device: str) -> None:
+        """As upstream's CUDA path: its op takes one addend, so the sum of two is a new tensor."""
+        x, residual, post = randn(3, 4, 64, dtype=dtype, device=device)
+        kept = x.clone(), residual.clone()
+        got = gemma_rmsnorm(x, randn(64, dtype=dtype, device=device), EPS, residual, post, overwrite=True)
+        assert torch.equal(x, kept[0]) and torch.equal(residual, kept[1])
+        assert torch.equal(got[1], kept[0] + (kept[1] + post))
+
+    def test_without_a_residual_nothing_is_overwritten(self, dtype: torch.dtype, device: str) -> None:
+        """Callers keep x as the residual of the next norm."""
+        x = randn(4, 64, dtype=dtype, device=device)
+        kept = x.clone()
+        y = gemma_rmsnorm(x, randn(64, dtype=dtype, device=device), EPS, overwrite=True)
+        assert isinstance(y, Tensor) and y is not x and torch.equal(x, kept)
+
+
+def test_a_single_rows_stride_does_not_count(dtype: torch.dtype, device: str) -> None:
+    """torch reports any for it: 1, as here, would be a build of its own."""
+    column = randn(64, 1, dtype=dtype, device=device)
+    assert column.t().stride() == (1, 1) and column.t().shape == (1, 64)
+    assert kernel._as_rows(column.t(), 64)[1] == 64
+    call_and_check(column.t(), randn(64, dtype=dtype, device=device), column.t(), column.t())
+
+
 class TestSupports:
     @pytest.mark.parametrize("n", [1, 64, 5120, 16384])
     def test_accepts(self, n: int, device: str) -> None:
@@ -266,21 +356,30 @@ class TestCompile:
         torch._dynamo.reset()
 
     @pytest.mark.parametrize("form", FORMS)
-    def test_one_graph_for_every_batch_and_equal_to_eager(self, form: str, dtype: torch.dtype, device: str) -> None:
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_one_graph_for_every_batch_and_equal_to_eager(
+        self, overwrite: bool, form: str, dtype: torch.dtype, device: str
+    ) -> None:
+        """Compiled code is functional, also where eager code may overwrite."""
         backend = "inductor" if device == "cuda" else "aot_eager"
         counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
 
         def norm(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | None) -> tuple[Tensor, ...]:
             assert supports(x, weight, residual, post)
-            result = gemma_rmsnorm(x * 2, weight, 1e-6, residual, post)
+            result = gemma_rmsnorm(x * 2, weight, 1e-6, residual, post, overwrite)
             return (result,) if isinstance(result, Tensor) else result
 
         compiled = torch.compile(norm, fullgraph=True, dynamic=True, backend=counter)
         weight = randn(256, dtype=dtype, device=device)
         for m in (2, 5, 9):
-            x = randn(m, 3, 256, dtype=dtype, device=device)
-            addends = operands(form, (m, 3, 256), dtype, device)
-            for got, want in zip(compiled(x, weight, *addends), norm(x, weight, *addends), strict=True):
+            shape = (m, 256) if overwrite else (m, 3, 256)
+            x = randn(*shape, dtype=dtype, device=device)
+            addends = operands(form, shape, dtype, device)
+            given = [addend for addend in addends if addend is not None]
+            kept = [addend.clone() for addend in given]
+            made = compiled(x, weight, *addends)
+            assert all(map(torch.equal, given, kept)), "compiled code wrote to its input"
+            for got, want in zip(made, norm(x, weight, *addends), strict=True):
                 assert torch.equal(got, want)
         assert counter.frame_count == 1
         assert counter.op_count > 0

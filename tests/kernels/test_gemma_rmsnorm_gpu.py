@@ -39,6 +39,36 @@ def test_residual_is_native_bit_for_bit_and_y_within_one_ulp(n: int, m: int, dty
     assert int(norm_reference.ulps_apart(y, want_y).max()) <= 1
 
 
+@pytest.mark.parametrize("n", [64, 256, 2048, 4096, 5120, 7168, 16384])
+@pytest.mark.parametrize("m", [1, 3, 64, 2048])
+def test_in_place_gives_the_same_bits_and_the_same_build(
+    n: int, m: int, dtype: torch.dtype, compilations: list[str]
+) -> None:
+    x, weight, residual, _ = inputs(m, n, dtype)
+    want_y, want_total = gemma_rmsnorm(x, weight, EPS, residual)
+    compilations.clear()
+    y, total = gemma_rmsnorm(x, weight, EPS, residual, overwrite=True)
+    assert y is x and total is residual
+    assert torch.equal(y, want_y) and torch.equal(total, want_total)
+    assert not compilations
+
+
+def test_a_graph_captured_in_place_replays_on_what_its_buffers_hold(dtype: torch.dtype) -> None:
+    """As a server's: static buffers, written by the captured kernels themselves."""
+    x, weight, residual, _ = inputs(32, 2048, dtype)
+    gemma_rmsnorm(x, weight, EPS, residual, overwrite=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, total = gemma_rmsnorm(x, weight, EPS, residual, overwrite=True)
+    for _ in range(3):
+        fresh_x, _, fresh_residual, _ = inputs(32, 2048, dtype)
+        x.copy_(fresh_x)
+        residual.copy_(fresh_residual)
+        graph.replay()
+        want_y, want_total = gemma_rmsnorm(fresh_x, weight, EPS, fresh_residual)
+        assert torch.equal(y, want_y) and torch.equal(total, want_total)
+
+
 def test_a_captured_graph_reads_inputs_and_weight_at_replay(dtype: torch.dtype) -> None:
     x, weight, residual, post = inputs(32, 2048, dtype)
     gemma_rmsnorm(x, weight, EPS, residual, post)  # compiles: no module may be loaded during capture

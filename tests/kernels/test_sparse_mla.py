@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
-from patches.kernels.sparse_mla import HEAD_DIM, Scope, sparse_decode, supports
+from patches.kernels import sparse_mla
+from patches.kernels.sparse_mla import HEAD_DIM, Scope, is_fnuz, sparse_decode, supports
 from tests.kernels.conftest import ON_GPU
 from tests.kernels.sparse_mla_reference import attend, make_keys, pack
 
@@ -79,6 +82,35 @@ def test_two_scopes_share_one_softmax(dtype: torch.dtype, device: str, page: int
 def test_lengths_end_a_row(dtype: torch.dtype, device: str) -> None:
     case = Case(4, 4, dtype, device, (WINDOW, BY_4))
     case.check(case.scope(0, 64, [64, 1, 17, 900]), case.scope(1, 64, [0, 64, 33, 5], missing=0.5))
+
+
+def test_pages_of_mi300_are_e4m3fnuz(dtype: torch.dtype, device: str) -> None:
+    """The other FP8: of the same bits it has half the value, and a NaN where e4m3fn has -0."""
+    fnuz = torch.float8_e4m3fnuz
+    case = Case(2, 4, dtype, device, (WINDOW, BY_4))
+    case.keys = [make_keys(3 * page, case.draw, fnuz) for page in case.pages]
+    scopes = tuple(
+        case.scope(which, 64)._replace(pages=pack(case.keys[which], page, fnuz).view(fnuz))
+        for which, page in enumerate(case.pages)
+    )
+    assert (scopes[0].pages.view(torch.uint8)[..., :448] & 0x7F == 0x7F).any(), "240 is a NaN's bits in e4m3fn"
+    case.check(*scopes)
+    mixed = (scopes[0], scopes[1]._replace(pages=scopes[1].pages.view(torch.float8_e4m3fn)))
+    assert not supports(case.q, mixed)
+
+
+@pytest.mark.parametrize(
+    ("arch", "fnuz"), [("gfx942:sramecc+:xnack-", True), ("gfx950", False), ("gfx1201", False), (None, False)]
+)
+def test_bytes_are_in_the_format_of_their_gpu(arch: str | None, fnuz: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sglang's `is_fp8_fnuz`: pages of bytes do not say which FP8 they hold."""
+    sparse_mla._writes_fnuz.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", None if arch is None else "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(gcnArchName=arch))
+    assert sparse_mla._writes_fnuz(0) is fnuz
+    sparse_mla._writes_fnuz.cache_clear()
+    assert not is_fnuz(torch.zeros(1, dtype=torch.uint8))
+    assert is_fnuz(torch.zeros(1, dtype=torch.float8_e4m3fnuz))
 
 
 def test_a_length_belongs_to_the_tokens_of_a_request(dtype: torch.dtype, device: str) -> None:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The releases that the default test suite runs the overlay against, besides the one in the environment.
 RELEASES := 0.5.6.post2 0.5.7 0.5.8 0.5.8.post1 0.5.10 0.5.10.post1 0.5.11 0.5.12 0.5.12.post1 0.5.13 0.5.19 0.5.23
 
-.PHONY: help venv releases demo serve test matrix matrix-update catalogue behaviour lint lock clean distclean
+.PHONY: help venv releases demo serve test matrix matrix-update catalogue behaviour peers lint lock clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make matrix-update  take what the releases show now as reviewed, and write the documents"
 	@echo "make catalogue      write docs/patches.md and docs/matrix.svg again"
 	@echo "make behaviour      every patch on the real classes of every release, into the documents (about 40 min)"
+	@echo "make peers          fetch what the benchmarks compare with into .peers"
 	@echo "make lint           ruff and mypy"
 	@echo "make lock           resolve requirements/*.in into requirements/*.txt again"
 	@echo "make clean          remove checkpoints, logs and caches"
@@ -31,8 +32,9 @@ demo: venv
 serve: venv
 	@.venv/bin/python -m demo --serve
 
+# Two workers, whatever the machine: each may hold a server of 3 GB and its schedulers.
 test: releases
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 matrix: venv
 	@.venv/bin/python -m matrix
@@ -45,6 +47,9 @@ catalogue: venv
 
 behaviour: releases
 	@.venv/bin/python -m matrix behaviour; status=$$?; .venv/bin/python -m matrix catalogue && exit $$status
+
+peers: venv
+	@.venv/bin/python -m benchmarks.peers
 
 lint: venv
 	.venv/bin/ruff check .

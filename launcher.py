@@ -10,11 +10,20 @@ import click
 
 import overlay
 from overlay import render
-from overlay.cli import OVERRIDES, Commands, Failure, Leading, LeadingForSglang, decorated, echo_json, json_option
-from overlay.doctor import examine
+from overlay.cli import (
+    OVERRIDES,
+    Commands,
+    Failure,
+    Leading,
+    LeadingForSglang,
+    decorated,
+    echo_json,
+    json_option,
+    packs_option,
+)
 from overlay.errors import OverlayError
-from overlay.inspection import patches
 from overlay.launch import Options, prepare, preview, run
+from overlay.packs import asked
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -27,13 +36,20 @@ def _launch_options(function: _Function) -> _Function:
             click.option("--enable", multiple=True, metavar="ID", help="Switch a patch on that is off by default."),
             click.option("--disable", multiple=True, metavar="ID", help="Switch a patch off."),
             *OVERRIDES,
+            packs_option,
+            click.option(
+                "--shadow",
+                type=click.IntRange(min=0),
+                metavar="N",
+                help="Let upstream compute the first N calls of each kernel too, and drop one that is off.",
+            ),
             click.option("--simulate", metavar="ARCH", help="Simulate this ROCm GPU on the CPU (gfx942, gfx950)."),
             click.option("--dry-run", is_flag=True, help="Print the plan and the command, and start nothing."),
         ),
     )
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, elsewhere={"patches": "overlay.inspection", "verify": "overlay.verify.command"})
 @click.version_option(overlay.__version__, prog_name="amd-sglang")
 def main() -> None:
     """Run SGLang on AMD ROCm with back-ported optimisations and fixes."""
@@ -70,16 +86,16 @@ def _start(command: Sequence[str], dry_run: bool, options: Mapping[str, object])
         run(prepared)
 
 
-main.add_command(patches)
-
-
 @main.command(cls=LeadingForSglang, options_metavar="[OPTIONS] [SGLANG_ARGS]...")
+@packs_option
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, /, as_json: bool) -> None:
+def doctor(ctx: click.Context, /, packs: tuple[str, ...], as_json: bool) -> None:
     """Look for what keeps a server here from starting, patching, overlapping streams or ending. Exit status 1 for a
     warning, 2 for an error. Imports neither sglang nor torch; SGLANG_ARGS are those of the launch that is meant."""
-    report = examine(os.environ, ctx.obj)
+    from overlay.doctor import examine  # more modules than a launch needs
+
+    report = examine(asked(os.environ, packs), ctx.obj)
     echo_json(report.to_json()) if as_json else click.echo(str(report))
     ctx.exit(report.exit_code)
 

@@ -47,8 +47,8 @@ class Server:
     """A context manager around one server process.
 
     ``command`` may use ``{port}``, which becomes the port chosen for this server. ``environment`` is added to this
-    process's own. Output goes to ``log``. Leaving the context ends every process of the server's session, whatever
-    happened inside.
+    process's own; ``key`` is the API key that every request carries. Output goes to ``log``. Leaving the context ends
+    every process of the server's session, whatever happened inside.
     """
 
     def __init__(
@@ -58,12 +58,14 @@ class Server:
         log: Path,
         environment: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
+        key: str | None = None,
     ) -> None:
         self.port = free_port()
         self.log = log
         self.command = [str(word).replace("{port}", str(self.port)) for word in command]
         self._environment = {**os.environ, **(environment or {})}
         self._cwd = cwd
+        self._authorization = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
@@ -218,7 +220,8 @@ class Server:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
         payload = None if body is None else json.dumps(body).encode()
         # The response keeps the socket open until it has been read.
-        connection.request(method, path, payload, {"Content-Type": "application/json", "Connection": "close"})
+        headers = {"Content-Type": "application/json", "Connection": "close", **self._authorization}
+        connection.request(method, path, payload, headers)
         return connection.getresponse()
 
     def _checked(self, method: str, path: str, body: Mapping[str, object] | None) -> http.client.HTTPResponse:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -16,6 +15,10 @@ from types import ModuleType
 GATE = "AMD_SGLANG_OVERLAY"
 PREFIX = "AMD_SGLANG_PREFIX"
 PYTHON = "AMD_SGLANG_PYTHON"
+#: What Ray calls at every `ray.init`, and the user's own hook that ours stands before.
+RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"
+USERS_RAY_HOOK = "AMD_SGLANG_RAY_HOOK"
+_OUR_RAY_HOOK = "overlay.ray_handover.hook"
 
 
 def handover() -> dict[str, str]:
@@ -59,6 +62,8 @@ class _SglangWatch:
         if self._waiting and name == "sglang":
             self._waiting = False
             _activate()
+        elif name == "ray":
+            _offer_ray_hook()
         return None
 
 
@@ -74,7 +79,19 @@ def _activate() -> None:
             _give_up(error)
 
 
+def _offer_ray_hook() -> None:
+    """Ray's workers inherit nothing from this process: it is to ask us what to start them with. Set where somebody
+    imports Ray, and not by the launcher: a program in another Python, which has no overlay, must not be sent to it."""
+    theirs = os.environ.get(RAY_HOOK)
+    if theirs != _OUR_RAY_HOOK:
+        if theirs:
+            os.environ[USERS_RAY_HOOK] = theirs
+        os.environ[RAY_HOOK] = _OUR_RAY_HOOK
+
+
 def _give_up(error: Exception) -> None:
+    import traceback  # as long to import as the interpreter takes to start
+
     traceback.print_exception(error)
     print(f"[amd-sglang] not active in pid {os.getpid()}, sglang runs unpatched: {error}", file=sys.stderr, flush=True)
     # A value that cannot be read counts as strict: the error may be about that very value.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, TypeVar
 
 import click
 
@@ -22,6 +23,22 @@ class Failure(click.ClickException):
 
 
 class Commands(click.Group):
+    """A group that imports some of its commands when they are named, so that a launch does not wait for the others:
+    `elsewhere` maps a command's name to the module that has it under this name."""
+
+    def __init__(self, *args: Any, elsewhere: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._elsewhere = elsewhere or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._elsewhere:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(import_module(self._elsewhere[cmd_name]), cmd_name)
+        return command
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
@@ -70,6 +87,12 @@ OVERRIDES = (
     click.option(
         "--allow-drift", multiple=True, metavar="ID", help="Apply a patch although nobody has read this source."
     ),
+)
+
+
+#: Third-party code runs only where somebody gave its name.
+packs_option = click.option(
+    "--packs", multiple=True, metavar="NAME[,NAME]...", help="Load the patches of a third-party pack."
 )
 
 

@@ -3,6 +3,8 @@
 #: Exit status of whatever refuses to serve because of `--strict`.
 EXIT_STRICT = 3
 
+_PACKS_SWITCH = "--packs and AMD_SGLANG_PACKS"
+
 
 class OverlayError(Exception):
     """Base of every error a user can cause or cure. The command line prints it without a traceback."""
@@ -24,6 +26,24 @@ class UnknownPatchError(OverlayError):
         super().__init__(f"unknown patch id {patch_id!r} in {place}: known ids are {', '.join(known)}.")
 
 
+class UnknownPackError(OverlayError):
+    """A third-party pack that no installed distribution offers."""
+
+    def __init__(self, name: str, installed: tuple[str, ...]) -> None:
+        known = f"Installed: {', '.join(installed)}." if installed else "No pack is installed for this Python."
+        super().__init__(f"no pack {name!r} is installed. {known} Install it, or take it out of {_PACKS_SWITCH}.")
+
+
+class PackError(OverlayError):
+    """A third-party pack that was asked for and cannot be used. `offer` names it and whose it is."""
+
+    def __init__(self, offer: str, problem: str) -> None:
+        super().__init__(
+            f"the third-party pack {offer} cannot be used: {problem}. Nothing of it is in force. Install a version of "
+            f"it that is right, or take it out of {_PACKS_SWITCH}."
+        )
+
+
 class SglangNotFoundError(OverlayError):
     """No sglang source where one was asked for, or something else of that name in its place."""
 
@@ -40,6 +60,10 @@ class StrictError(OverlayError):
     """`--strict` was asked for and a patch that should serve cannot."""
 
     exit_code = EXIT_STRICT
+
+
+class RanksDifferError(OverlayError):
+    """The ranks of one server are not patched alike."""
 
 
 class RegistryError(Exception):

@@ -5,7 +5,6 @@ A value a switch cannot take is an error that names it, never a default.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,6 +56,24 @@ def id_list(text: str) -> tuple[str, ...]:
     return ids
 
 
+#: What the packaging standard recommends for the name of an entry point.
+PACK_NAME = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
+
+
+def pack_names(text: str) -> tuple[str, ...]:
+    """Each name once, in the order of the text."""
+    names = tuple(part.strip() for part in text.split(","))
+    if any(not PACK_NAME.fullmatch(one) for one in names):
+        raise ValueError("names of packs separated by commas")
+    return tuple(dict.fromkeys(names))
+
+
+def count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ValueError("a whole number, 0 or more")
+    return int(text)
+
+
 def released(text: str) -> str:
     """A version that names one published source: no pre-release, no development build, no local label."""
     wanted = "the version of a published release, such as 0.5.9 or 0.5.10.post1"
@@ -92,15 +109,22 @@ TRUST_VERSION = Gate(
 ALLOW_DRIFT = Gate[tuple[str, ...]](
     f"{PREFIX}ALLOW_DRIFT", "patch ids to apply although their source was never read, separated by commas", (), id_list
 )
+PACKS = Gate[tuple[str, ...]](f"{PREFIX}PACKS", "third-party packs to load, separated by commas", (), pack_names)
+SHADOW = Gate(
+    f"{PREFIX}SHADOW", "how many of the first calls of each kernel upstream computes too, to compare", 0, count
+)
+API_KEY = Gate(f"{PREFIX}API_KEY", "the key that `patches status --url` sends to a server with --api-key", "", str)
 RUN_DIR = Gate(f"{PREFIX}RUN_DIR", "folder of the per-process status files", "", str)
+DENYLIST = Gate(f"{PREFIX}DENYLIST", "file of the patches whose kernel `verify` found wrong", "", str)
 SIMULATE = Gate(f"{PREFIX}SIMULATE", "simulate this gfx architecture on the CPU", "", str)
 SIMULATE_AITER = Gate(f"{PREFIX}SIMULATE_AITER", "aiter version the simulation answers as", "auto", str)
 
 #: Handed from the launcher to its children. Not switches: nobody sets them by hand.
-HANDOVER = (f"{PREFIX}PREFIX", f"{PREFIX}PYTHON", f"{PREFIX}PLAN")
+HANDOVER = tuple(f"{PREFIX}{name}" for name in ("PREFIX", "PYTHON", "PLAN", "DENIED", "ADDED", "RAY_HOOK"))
 
 SWITCHES: tuple[Gate[object], ...] = (
-    OVERLAY, STRICT, ENABLE, DISABLE, TRUST_VERSION, ALLOW_DRIFT, RUN_DIR, SIMULATE, SIMULATE_AITER,
+    OVERLAY, STRICT, ENABLE, DISABLE, TRUST_VERSION, ALLOW_DRIFT, PACKS, SHADOW, API_KEY, RUN_DIR, DENYLIST, SIMULATE,
+    SIMULATE_AITER,
 )  # fmt: skip
 
 
@@ -112,6 +136,9 @@ def check(environ: Mapping[str, str], patch_gates: tuple[Gate[object], ...]) -> 
     known = {gate.name for gate in (*SWITCHES, *patch_gates)} | set(HANDOVER)
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:
+            import difflib
+
             close = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(sorted(known))}."
+            hint += " (A third-party pack's own switches are known where --packs names it.)"
             raise OverlayError(f"the environment sets {name}, which is not a switch of amd-sglang. {hint}")

@@ -7,13 +7,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
-from overlay import aiter_switch, delivery, gates, status, stream_environment
+from overlay import aiter_switch, delivery, denylist, gates, packs, ray_handover, status, stream_environment
 from overlay.errors import StrictError, UnknownPatchError
 from overlay.model import BROKEN, State
 from overlay.plan import Plan, make_plan
 from overlay.platform import detect
-from overlay.registry import Registry, builtin
+from overlay.registry import Registry, load
 from overlay.say import say
 from overlay.source import installed_tree, launch_search_path
 
@@ -27,6 +28,8 @@ class Options:
     disable: tuple[str, ...] = ()
     trust_version: str | None = None
     allow_drift: tuple[str, ...] = ()
+    packs: tuple[str, ...] = ()
+    shadow: int | None = None
     simulate: str | None = None
 
     def over(self, environ: Mapping[str, str], registry: Registry) -> dict[str, str]:
@@ -34,6 +37,8 @@ class Options:
         merged = aiter_switch.respelled(environ)
         if self.strict:
             merged[gates.STRICT.name] = "1"
+        if self.shadow is not None:
+            merged[gates.SHADOW.name] = str(self.shadow)
         if self.trust_version is not None:
             option = replace(gates.TRUST_VERSION, name="--trust-version")
             merged[gates.TRUST_VERSION.name] = option.read({option.name: self.trust_version})
@@ -66,21 +71,30 @@ class Prepared:
     plan: Plan
 
 
-def prepare(arguments: Sequence[str], options: Options, environ: Mapping[str, str]) -> Prepared:
+def prepare(
+    arguments: Sequence[str], options: Options, environ: Mapping[str, str], *, heed_denylist: bool = True
+) -> Prepared:
     """Everything short of starting `python ARGUMENTS...`. Raises OverlayError for whatever a user can cure."""
-    registry = builtin()
-    gates.check(environ, registry.gates)
+    asked = packs.asked(environ, options.packs)
+    registry = load(asked)
+    gates.check(asked, registry.gates)
     note = aiter_switch.note(environ)
     if note is not None:
         say(note)
-    streams = stream_environment.complete(options.over(environ, registry))
+    streams = stream_environment.complete(options.over(asked, registry))
     for notice in streams.notices:
         say(notice)
-    wanted = streams.environ
-    plan = make_plan(registry, installed_tree(launch_search_path(list(arguments))), detect(wanted), wanted)
+    platform = detect(streams.environ)
+    if heed_denylist:
+        wanted = denylist.handing_over(streams.environ, platform)
+        for one in sorted(denylist.handed_over(wanted).keys() - set(registry.ids)):
+            say(f"the denylist {denylist.path_of(wanted)} names {one}, which is no patch here: ignored")
+    else:
+        wanted = denylist.without(streams.environ)
+    plan = make_plan(registry, installed_tree(launch_search_path(list(arguments))), platform, wanted)
     if gates.STRICT.read(wanted):
         _insist(plan, gates.ENABLE.read(wanted))
-    ready = delivery.environment({**wanted, "AMD_SGLANG_PLAN": plan.digest})
+    ready = ray_handover.noted(environ, delivery.environment({**wanted, "AMD_SGLANG_PLAN": plan.digest}))
     added = {name: value for name, value in ready.items() if environ.get(name) != value}
     return Prepared((*delivery.interpreter(), *arguments), ready, added, plan)
 
@@ -94,10 +108,14 @@ def preview(prepared: Prepared) -> str:
 def run(prepared: Prepared) -> None:
     """Become the program. The process keeps its pid, so signals reach it and its exit code is its own."""
     run_dir = status.make_run_dir(status.run_root(prepared.environ))
-    environ = {**prepared.environ, gates.RUN_DIR.name: str(run_dir)}
+    become(prepared.command, {**prepared.environ, gates.RUN_DIR.name: str(run_dir)})
+
+
+def become(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """End this program and go on as another, in the same process."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(prepared.command[0], list(prepared.command), environ)
+    os.execve(command[0], list(command), environ)
 
 
 def _insist(plan: Plan, enabled: Sequence[str]) -> None:

@@ -131,11 +131,28 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """Where a third-party patch comes from: the name of an entry point, and the distribution that offers it."""
+
+    name: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+@dataclass(frozen=True)
 class Patch:
     """A versioned change to sglang: data, and plain functions in its targets.
 
     Two patches may fill one slot if they know it by different sources, if they are declared `conflicts`, or if the
     later `requires` the earlier: then `make` of the later receives what the earlier put there.
+
+    `kernels` names what `amd-sglang verify` runs, `package.module:function`: a function that takes
+    `overlay.verify.shapes.Shapes` and yields `overlay.verify.case.Case`. None for a patch without a kernel of its own.
+
+    `pack` is filled in by `overlay.packs`, whatever a pack wrote there; None for the patches of this distribution.
     """
 
     id: str
@@ -153,6 +170,8 @@ class Patch:
     requires: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     default_on: bool = True
+    kernels: str | None = None
+    pack: Pack | None = None
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import overlay
-from overlay import gates
+from overlay import denylist, gates
 from overlay.errors import OverlayError
-from overlay.model import Decision, Facts, Patch, State
+from overlay.model import Decision, Facts, Pack, Patch, State
 from overlay.observer import Observer
 from overlay.overrides import Overrides
 from overlay.platform import Platform
@@ -39,6 +39,15 @@ class Plan:
     overrides: Overrides
 
     @property
+    def packs(self) -> dict[Pack, tuple[str, ...]]:
+        """The third-party packs that are in force, in their order, and the ids of the patches of each."""
+        found: dict[Pack, tuple[str, ...]] = {}
+        for pack, patch_id in ((d.patch.pack, d.patch.id) for d in self.decisions):
+            if pack is not None:
+                found[pack] = (*found.get(pack, ()), patch_id)
+        return found
+
+    @property
     def digest(self) -> str:
         """16 hexadecimal digits that agree between two processes exactly if they would patch the same code alike."""
         facts = [
@@ -50,8 +59,13 @@ class Plan:
             ]
             for d in self.decisions
         ]
-        what = [overlay.__version__, self.version.text, facts, self.switches, self.overrides.to_json()]
+        packs = self.packs_to_json()
+        what = [overlay.__version__, self.version.text, facts, self.switches, self.overrides.to_json(), packs]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    def packs_to_json(self) -> list[dict[str, object]]:
+        """What plans and statuses say of the packs, and digests are made of."""
+        return [{**asdict(pack), "patches": list(patches)} for pack, patches in self.packs.items()]
 
     def to_json(self) -> dict[str, object]:
         """The stable form that `patches plan --json` prints."""
@@ -60,6 +74,7 @@ class Plan:
             "sglang": {"version": self.version.text, "kind": self.version.kind.value, "path": self.sglang_path},
             "platform": self.platform.to_json(),
             "overrides": self.overrides.to_json(),
+            "packs": self.packs_to_json(),
             "digest": self.digest,
             "patches": [decision_to_json(decision) for decision in self.decisions],
         }
@@ -68,6 +83,7 @@ class Plan:
 def decision_to_json(decision: Decision) -> dict[str, object]:
     return {
         "id": decision.patch.id,
+        "pack": decision.patch.pack and decision.patch.pack.name,
         "state": decision.state.value,
         "reason": decision.reason,
         "variant": decision.variant.name if decision.variant else None,
@@ -100,7 +116,7 @@ def make_plan(
     facts = Facts(platform, dict(environ))
     decisions: dict[str, Decision] = {}
     for patch in registry:
-        decisions[patch.id] = (
+        decisions[patch.id] = chosen.unless_denied(
             chosen.rules_out(patch, decisions)
             or _platform_rules_out(patch, platform)
             or decide(patch, version, facts, observer, patch.id in overrides.allow_drift)
@@ -111,23 +127,25 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Choice:
-    """What the user switched on and off."""
+    """What the user switched on and off, and what `amd-sglang verify` keeps away."""
 
     enabled: frozenset[str]
     disabled: frozenset[str]
+    denied: Mapping[str, str]
 
     @classmethod
     def read(cls, registry: Registry, environ: Mapping[str, str]) -> _Choice:
-        sets = []
         for gate in (gates.ENABLE, gates.DISABLE):
-            ids = gate.read(environ)
-            for one in ids:
+            for one in gate.read(environ):
                 registry.get(one, gate.name)
-            sets.append(frozenset(ids))
-        both = sets[0] & sets[1]
+        enabled, disabled = frozenset(gates.ENABLE.read(environ)), frozenset(gates.DISABLE.read(environ))
+        both = enabled & disabled
         if both:
             raise OverlayError(f"{min(both)} is both enabled and disabled: remove it from one of the two.")
-        return cls(*sets)
+        denied = denylist.handed_over(environ)
+        for one in sorted(enabled & denied.keys()):
+            raise OverlayError(f"{one} is enabled by name, and denied: {denied[one]}. Lift it, or do not enable {one}.")
+        return cls(enabled, disabled, denied)
 
     def rules_out(self, patch: Patch, earlier: Mapping[str, Decision]) -> Decision | None:
         if patch.id in self.disabled:
@@ -142,6 +160,12 @@ class _Choice:
             if pair and decision.state is State.PLANNED:
                 return Decision(patch, State.CONFLICT, f"excludes {decision.patch.id}, which is planned")
         return None
+
+    def unless_denied(self, decision: Decision) -> Decision:
+        why = self.denied.get(decision.patch.id)
+        if why is None or decision.state is not State.PLANNED:
+            return decision
+        return Decision(decision.patch, State.DISABLED, why)
 
 
 def _platform_rules_out(patch: Patch, platform: Platform) -> Decision | None:

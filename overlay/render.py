@@ -5,12 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import overlay
-from overlay.diff import PatchDiff
 from overlay.model import BROKEN, Patch, State
 from overlay.plan import Plan
 from overlay.recognise import drifted
+
+if TYPE_CHECKING:
+    from overlay.diff import PatchDiff
 
 _WIDTH = 100
 
@@ -36,7 +40,7 @@ def summary(plan: Plan, *, brief: bool = False) -> str:
         f"amd-sglang {overlay.__version__} | sglang {version} | {plan.platform} | aiter {plan.platform.aiter or 'none'}"
     )
     folded = (State.UNSUPPORTED_VERSION, State.UNSUPPORTED_PLATFORM) if brief else ()
-    rows = [(d.patch.id, d.state.value, d.reason) for d in plan.decisions if d.state not in folded]
+    rows = [(d.patch.id, d.state.value, _origin(d.patch) + d.reason) for d in plan.decisions if d.state not in folded]
     for state in folded:
         ids = [d.patch.id for d in plan.decisions if d.state is state]
         if ids:
@@ -45,8 +49,9 @@ def summary(plan: Plan, *, brief: bool = False) -> str:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """What the user has decided against the rules, and what came of it."""
-    lines = []
+    """Whose code runs that is not of this distribution; what the user has decided against the rules, and what came of
+    it."""
+    lines = [f"third-party code: pack {pack} patches sglang: {', '.join(ids)}" for pack, ids in plan.packs.items()]
     if plan.overrides.trust_version:
         lines.append(f"version ranges are judged for {plan.version}")
     for decision in plan.decisions:
@@ -78,6 +83,7 @@ def patch_diff(diff: PatchDiff) -> str:
 def patch_to_json(patch: Patch) -> dict[str, object]:
     return {
         "id": patch.id,
+        "pack": patch.pack and asdict(patch.pack),
         "title": patch.title,
         "why": patch.why,
         "upstream": list(patch.upstream),
@@ -86,6 +92,7 @@ def patch_to_json(patch: Patch) -> dict[str, object]:
         "platforms": sorted(patch.platforms),
         "archs": sorted(patch.archs) if patch.archs is not None else None,
         "default_on": patch.default_on,
+        "kernels": patch.kernels,
         "switches": [{"name": g.name, "default": g.default, "help": g.help} for g in patch.gates],
         "requires": list(patch.requires),
         "conflicts": list(patch.conflicts),
@@ -98,16 +105,26 @@ def patch_to_json(patch: Patch) -> dict[str, object]:
     }
 
 
-def patch_table(patches: Iterable[Patch]) -> str:
-    rows = [(p.id, "on" if p.default_on else "off", " ".join(p.upstream), p.versions, p.title) for p in patches]
+def patch_table(patches: Iterable[Patch], denied: Mapping[str, str]) -> str:
+    """One row a patch. `denied` says of some why they are not applied on this machine."""
+    rows = []
+    for p in patches:
+        default = "denied" if p.id in denied else "on" if p.default_on else "off"
+        note = f" ({denied[p.id]})" if p.id in denied else ""
+        rows.append((p.id, default, " ".join(p.upstream), p.versions, _origin(p) + p.title + note))
     return table(("PATCH", "DEFAULT", "UPSTREAM", "SGLANG", "WHAT IT DOES"), rows)
+
+
+def _origin(patch: Patch) -> str:
+    return f"[pack {patch.pack.name} {patch.pack.version}] " if patch.pack else ""
 
 
 def explanation(patch: Patch, at_hand: str) -> str:
     """Everything that is known about one patch, as paragraphs. `at_hand` says what the sglang at hand needs."""
     parts = [f"{patch.id}: {patch.title}", *_paragraph("", patch.why)]
     facts = [
-        ("upstream", f"{', '.join(patch.upstream)}, contained since {patch.contained_since}"),
+        ("pack", f"{patch.pack}: third-party code" if patch.pack else ""),
+        ("upstream", ", ".join([*patch.upstream, f"contained since {patch.contained_since}"])),
         ("sglang", patch.versions),
         ("platform", ", ".join(sorted(patch.platforms))),
         ("gpus", ", ".join(sorted(patch.archs or ()))),
@@ -142,7 +159,7 @@ def status_table(rows: Sequence[Mapping[str, object]]) -> str:
             continue
         life = ("ready" if row["ready"] else "starting") if row["alive"] else "ended"
         process = (str(row["pid"]), f"{row['role']}{_ranks(row['ranks'])}", life)
-        patches = [(str(p["id"]), State(p["state"]), str(p["reason"])) for p in _dicts(row["patches"])]
+        patches = [(str(p["id"]), State(p["state"]), f"{p['reason']}{_counted(p)}") for p in _dicts(row["patches"])]
         others = Counter(state for _, state, _ in patches if state not in _DONE)
         shown = [(name, state.value, reason) for name, state, reason in patches if state in _DONE]
         if others:
@@ -155,13 +172,39 @@ def status_table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join([*notes, table(("PID", "ROLE", "LIFE", "PATCH", "STATE", "WHY"), lines)])
 
 
+def served_status(document: Mapping[str, Any]) -> str:
+    """What a server answers for itself: whether all is well, and the processes of its host."""
+    head = [f"{document.get('host')}: {'healthy' if document.get('healthy') else 'NOT HEALTHY'}"]
+    notes = [str(note) for note in (*document["reasons"], document.get("note")) if note]
+    paragraphs = [line for note in notes for line in _paragraph("", note)]
+    return "\n".join([*head, *paragraphs, status_table(document["processes"])])
+
+
+def _counted(patch: Mapping[str, object]) -> str:
+    """What the guard of a patch has counted, where there is something to tell."""
+    counts = _dict(patch.get("counters")).items()
+    words = [f"{count} {name.removesuffix('s') if count == 1 else name}" for name, count in counts if count]
+    worst = patch.get("worst_error")
+    if isinstance(worst, int | float):
+        words.append(f"worst error {worst:g}")
+    return f" ({', '.join(words)})" if words else ""
+
+
 def _note(row: Mapping[str, object]) -> str:
     sglang, platform = _dict(row["sglang"]), _dict(row["platform"])
     where = " ".join(str(platform[key]) for key in ("kind", "arch") if platform[key])
     simulated = " SIMULATED on CPU" if platform["simulated"] else ""
     return (
         f"run {row['run']} | amd-sglang {row['overlay']} | sglang {sglang['version']} | {where}{simulated} | "
-        f"plan {row['plan']}{_overridden(_dict(row.get('overrides')))}"
+        f"plan {row['plan']}{_overridden(_dict(row.get('overrides')))}{_packs(row.get('packs'))}"
+    )
+
+
+def _packs(packs: object) -> str:
+    return "".join(
+        f" | THIRD-PARTY pack {pack.get('name')} ({pack.get('distribution')} {pack.get('version')}): "
+        f"{', '.join(map(str, ids)) if isinstance(ids := pack.get('patches'), list) else 'unknown patches'}"
+        for pack in _dicts(packs)
     )
 
 

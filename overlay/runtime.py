@@ -1,31 +1,37 @@
 """The overlay inside one process: decides, waits for the modules, applies, reports.
 
 Nothing here raises into sglang, which swallows exceptions at import (models/registry.py) and would go on unpatched
-without a word; what fails is recorded and said. The one exception is `--strict`, which leaves through SystemExit.
+without a word; what fails is recorded and said. The exceptions are `--strict`, which leaves through SystemExit, and a
+rank that is not patched as the others are, which fails as a scheduler of sglang does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
-from overlay import gates, witness
+from overlay import gates, guard, ray_handover, status, witness
+from overlay.bound import Measured
 from overlay.chain import leads_to
-from overlay.errors import EXIT_STRICT, ConflictError
+from overlay.errors import EXIT_STRICT, ConflictError, OverlayError, RanksDifferError
 from overlay.hooks import when_executed
 from overlay.install import Ledger, describe_owner, held
-from overlay.model import BROKEN, Decision, State
+from overlay.model import BROKEN, Decision, State, Target
+from overlay.peers import Peers
 from overlay.plan import Plan, make_plan
 from overlay.platform import detect
 from overlay.preimage import Proof
-from overlay.registry import builtin
+from overlay.registry import load
 from overlay.report import ProcessReport
 from overlay.say import say
 from overlay.source import installed_tree
+from overlay.web import attach
 
 _active: list[Runtime] = []
 
@@ -37,8 +43,13 @@ class Runtime:
         self.plan = plan
         self.ledger = Ledger()
         self._strict = gates.STRICT.read(environ)
-        run_dir = gates.RUN_DIR.read(environ)
-        self._report = ProcessReport(plan, Path(run_dir) if run_dir else None, strict=self._strict)
+        given = gates.RUN_DIR.read(environ)
+        self._run_dir = Path(given) if given else None
+        if self._run_dir is not None:
+            with contextlib.suppress(OSError, OverlayError):  # the report says that it cannot be written
+                status.join_run_dir(self._run_dir)
+        self._report = ProcessReport(plan, self._run_dir, strict=self._strict)
+        self._peers = Peers(plan, self.state, environ.get("AMD_SGLANG_PLAN"), self._run_dir)
         self._doom: str | None = None
         # Several patches wait for one module, and are applied one after the other when it has executed.
         self._proof = lru_cache(maxsize=4)(Proof)
@@ -48,9 +59,11 @@ class Runtime:
         for decision in self.plan.decisions:
             if decision.state is State.PLANNED:
                 when_executed(self._modules(decision), partial(self._apply, decision))
-        for seam in witness.SEAMS:
-            when_executed((seam.slot.module,), partial(self._attach, seam))
+        for target in witness.targets(self.ready, self.connected):
+            when_executed((target.slot.module,), partial(self._attach, target))
+        when_executed((attach.SERVER,), partial(attach.attach, self.ledger, self._run_dir, self._report.document))
         os.register_at_fork(after_in_child=self._forked)
+        guard.keep(self)
         self._report.write()
 
     def check_plan(self, announced: str | None) -> None:
@@ -67,6 +80,29 @@ class Runtime:
     def state(self, patch_id: str) -> tuple[State, str]:
         """Where a patch stands in this process, and why."""
         return self._report.state(patch_id)
+
+    def counts(self, patch_id: str) -> memoryview:
+        """Where the guard of a patch counts."""
+        return self._report.counts(patch_id)
+
+    def measured(self, patch_id: str, error: Measured) -> None:
+        """A shadow run has found the largest error so far."""
+        self._report.measured(patch_id, error)
+
+    def failed(self, patch_id: str, reason: str) -> None:
+        """A guard has switched its patch off, in the middle of serving.
+
+        Under --strict the process leaves. sglang's scheduler tells its parent of an Exception alone
+        (run_scheduler_process, scheduler.py:3191, 0.5.9), and before 0.5.10 nobody looks after one that is gone: the
+        server would wait for it for ever.
+        """
+        try:
+            self._record(patch_id, State.FAILED, reason)
+        except SystemExit:
+            # An actor of Ray's has Ray's daemon for its parent, and Ray tells the driver that it ended.
+            if self._report.role == "scheduler" and "sglang.srt.ray.scheduler_actor" not in sys.modules:
+                os.kill(os.getppid(), signal.SIGQUIT)
+            raise
 
     def uninstall(self, patch_id: str) -> None:
         """Take one applied patch out again, and before it every applied patch that requires it.
@@ -85,10 +121,19 @@ class Runtime:
             self._record(patch_id, State.CONFLICT, f"not taken out: {slot} was replaced afterwards by {owner}")
             return
         self.ledger.uninstall(patch_id)
+        guard.retire(patch_id)
         self._record(patch_id, State.ROLLED_BACK, "uninstalled", intended=True)
 
+    def connected(self, ranks: dict[str, int]) -> None:
+        """torch.distributed has connected the ranks of this server. Raises RanksDifferError if they differ."""
+        self._heed(self._peers.connected(ranks))
+
     def ready(self, role: str, ranks: dict[str, int]) -> None:
-        """A manager of sglang was built: look again at every slot, then say what this process is."""
+        """A manager of sglang was built: look again at every slot, then say what this process is.
+
+        A scheduler looks at the others once more, since a patch may have failed in one of them, and raises
+        RanksDifferError if they differ.
+        """
         for decision in self.plan.decisions:
             absent = sorted(self._modules(decision) - sys.modules.keys())
             if absent and self.state(decision.patch.id)[0] is State.PLANNED:
@@ -102,6 +147,12 @@ class Runtime:
                     self._record(patch_id, State.CONFLICT, f"{slot} was replaced afterwards by {describe_owner(now)}")
         if self._doom is not None:
             self._leave(self._doom)
+        if role == "scheduler":
+            self._heed(self._peers.ready(ranks))
+        elif (astray := ray_handover.objection(os.environ)) is not None:
+            say(astray)
+            if self._strict:
+                self._leave("--strict forbids to serve with that")
 
     def _modules(self, decision: Decision) -> set[str]:
         """What must have executed before a patch can be applied: its own modules, and those of what it requires.
@@ -114,6 +165,8 @@ class Runtime:
 
     def _forked(self) -> None:
         """A forked child has everything its parent had applied, under another pid, and plays a role of its own."""
+        self._report.forked()
+        guard.keep(self)
         self._report.identify("forked", {}, ready=False)
 
     def _apply(self, decision: Decision, modules: Mapping[str, ModuleType]) -> None:
@@ -142,15 +195,19 @@ class Runtime:
         else:
             self._record(patch_id, State.APPLIED, decision.reason)
 
-    def _attach(self, seam: witness.Seam, modules: Mapping[str, ModuleType]) -> None:
-        """Wrap a witness seam. Without it the role stays unknown; serving is not affected."""
+    def _attach(self, target: Target, modules: Mapping[str, ModuleType]) -> None:
+        """Wrap a witness seam. Without it a role stays unknown, or the ranks are not compared."""
+        slot = target.slot
         try:
-            objection = self._proof(modules[seam.slot.module]).foreign(seam.slot, held(seam.slot))
+            objection = self._proof(modules[slot.module]).foreign(slot, held(slot))
             if objection is not None:
                 raise ConflictError(f"it {objection}")
-            self.ledger.install(f"witness:{seam.slot}", (witness.target(seam, self.ready),))
-        except Exception as error:  # noqa: BLE001 - a missing witness must never keep sglang from starting
-            say(f"cannot watch {seam.slot}: {error}")
+            self.ledger.install(f"witness:{slot}", (target,))
+        except Exception as error:  # noqa: BLE001 - a missing witness alone must not keep sglang from starting
+            say(f"cannot watch {slot}: {error}")
+            if self._strict and slot in witness.BINDING:
+                self._doom = f"--strict forbids to serve with ranks that nobody compares: {slot} is not watched"
+                self._leave(self._doom)
 
     def _record(self, patch_id: str, state: State, reason: str, *, intended: bool = False) -> None:
         self._report.record(patch_id, state, reason)
@@ -160,15 +217,26 @@ class Runtime:
             self._doom = f"{patch_id} is {state.value} and --strict forbids to serve without it: {reason}"
             self._leave(self._doom)
 
-    @staticmethod
-    def _leave(why: str) -> None:
+    def _heed(self, objection: str | None) -> None:
+        """Fail if there is an objection to serving beside the other ranks.
+
+        Not by SystemExit: of an Exception the scheduler tells its parent (managers/scheduler.py:3188, 0.5.9), whose
+        thread for a data-parallel replica would wait for ever for one that is merely gone; and Ray tells the driver.
+        """
+        if objection is not None:
+            self._doom = objection
+            say(objection)
+            raise RanksDifferError(objection)
+
+    def _leave(self, why: str) -> None:
         say(why)
+        self._peers.leaving(why)
         raise SystemExit(EXIT_STRICT)
 
 
 def activate(environ: Mapping[str, str]) -> Runtime:
     """Decide for the sglang that this process is about to import, and wait for its modules."""
-    plan = make_plan(builtin(), installed_tree(), detect(environ), environ)
+    plan = make_plan(load(environ), installed_tree(), detect(environ), environ)
     runtime = Runtime(plan, environ)
     announced = environ.get("AMD_SGLANG_PLAN")
     if announced != plan.digest:

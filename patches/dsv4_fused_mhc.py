@@ -18,6 +18,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from overlay import guard as guards
+from overlay import shadow
+from overlay.bound import Bound, absolute, row_eps
 from overlay.gates import Gate, OneOf
 from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
 from patches.dsv4_window import NO_BACKEND
@@ -40,6 +43,21 @@ BACKEND = Gate(
 )
 
 
+_ID = "dsv4-fused-mhc"
+
+
+def bounds_of(backend: str) -> tuple[Bound, ...]:
+    """Of streams, layer input, post and comb, against the release's operations on the same inputs: 16 bits are rounded
+    once, of the largest in a row; the coefficients are as good as the backend makes them."""
+    coefficient = 1e-2 if backend == "aiter" else 1e-5
+    return (
+        Bound("streams", 1, row_eps),
+        Bound("layer_input", 1, row_eps),
+        Bound("post", coefficient, absolute),
+        Bound("comb", coefficient, absolute),
+    )
+
+
 @functools.cache
 def fusion_of(backend: str) -> Fusion:
     """What the two methods share in this process. Raises UnsuitableAiterError if `aiter` was asked for and is not
@@ -53,7 +71,7 @@ def fusion_of(backend: str) -> Fusion:
 
         aiter = AiterMhc()
         backends.insert(0, Backend("aiter", aiter.supports, aiter))
-    return Fusion(backends)
+    return Fusion(backends, guards.guard(_ID))
 
 
 def make_hc_post(original: Any) -> Callable[..., Tensor]:
@@ -66,11 +84,17 @@ def make_hc_post(original: Any) -> Callable[..., Tensor]:
     backend = BACKEND.read(os.environ)
     if backend == "off":
         return lambda self, x, residual, post, comb: original(self, x, residual, post, comb)
-    fusion = fusion_of(backend)
+    fusion, bounds = fusion_of(backend), bounds_of(backend)
+    guard = fusion.guard
 
     def hc_post(self: Any, x: Tensor, residual: Tensor, post: Tensor, comb: Tensor) -> Tensor:
         # torch.compile traces the original: its operations are worth fusing, and a launch is opaque to it.
         if not torch.compiler.is_compiling() and fusion.expects(post):
+            if guard.shadow_runs and shadow.due(guard):
+                theirs: Tensor = original(self, x, residual, post, comb)
+                ours = fusion.post(self, x, residual, post, comb)
+                agreed = ours is not None and shadow.agree(guard, ours, theirs, bounds[:1], (x, residual))
+                return ours if agreed else theirs  # type: ignore[return-value]
             streams = fusion.post(self, x, residual, post, comb)
             if streams is not None:
                 return streams
@@ -90,7 +114,8 @@ def make_hc_pre(original: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor, bo
     backend = BACKEND.read(os.environ)
     if backend == "off":
         return lambda self, *args, **kwargs: original(self, *args, **kwargs)
-    fusion = fusion_of(backend)
+    fusion, bounds = fusion_of(backend), bounds_of(backend)
+    guard = fusion.guard
     # A subclass, such as a stage of DSpark, has a forward of its own, which nobody has read.
     layer_class = getattr(importlib.import_module(_MODEL), _LAYER)
 
@@ -99,7 +124,13 @@ def make_hc_pre(original: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor, bo
             return original(self, x, hc_fn, *args, **kwargs)  # type: ignore[no-any-return]
         ready = fusion.take(x, hc_fn)
         if ready is not None:
-            return ready.layer_input, ready.post, ready.comb, False
+            ours = ready.layer_input, ready.post, ready.comb
+            if guard.shadow_runs and shadow.due(guard):
+                # Without the norm, which may be fused into what the release computes.
+                unnormed = {name: value for name, value in kwargs.items() if name != "norm"}
+                theirs = original(self, x, hc_fn, *args[:2], **unnormed)[:3]
+                ours = ours if shadow.agree(guard, ours, theirs, bounds[1:], (x, hc_fn)) else theirs
+            return *ours, False
         made: tuple[Tensor, Tensor, Tensor, bool] = original(self, x, hc_fn, *args, **kwargs)
         if type(self) is layer_class and hc_fn is self.hc_attn_fn:
             fusion.expect(made[1])
@@ -152,7 +183,7 @@ _TARGETS = (
 )
 
 PATCH = Patch(
-    id="dsv4-fused-mhc",
+    id=_ID,
     title="one fused step from DeepSeek-V4's attention output to its feed-forward input, in decode",
     why="DeepSeek-V4's hyper-connections (mHC) end a sublayer and start the next one: mixing the residual streams, 24 "
     "coefficients a token from 700,000 weights, 20 rounds of Sinkhorn. #26383 fused the step after an attention for "
@@ -161,6 +192,7 @@ PATCH = Patch(
     upstream=("#26383", "#25976"),
     contained_since="0.5.19",
     versions=">=0.5.12,<0.5.24",
+    kernels="patches.proofs.mhc:cases",
     gates=(BACKEND,),
     variants=(
         Variant(

@@ -14,10 +14,14 @@ everything once it has failed, is the release's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from overlay import guard as guards
+from overlay import shadow
+from overlay.bound import Bound, absolute, row_eps
+from overlay.counters import CALLS, FALLBACKS
 from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Target, Variant, always
-from overlay.say import say
 from patches import dsv4_window as window
 
 if TYPE_CHECKING:
@@ -28,6 +32,12 @@ _DECODE = Slot(_MODULE, "_triton_sparse_attn_decode_dsv4")
 _FUSED = Slot(_MODULE, "_should_use_fused_dual_scope")
 _ENTRY = Slot(_MODULE, "triton_sparse_attn_decode")
 _SWITCH = "SGLANG_HACK_FLASHMLA_BACKEND"
+_ID = "dsv4-nosplitk-decode"
+
+#: Of the output and the logarithm, against the release's kernels. Both round the weight of every key to 16 bits, whose
+#: errors cancel as the terms do, and the result once: in all some two units of a head's largest value. A key that is
+#: read twice, or with the scale of another, moves the result by more than four.
+BOUNDS = (Bound("out", 4, row_eps), Bound("lse", 1e-3, absolute))
 
 
 def in_one_pass(tokens: int, heads: int, keys: int) -> bool:
@@ -42,7 +52,7 @@ def make_decode(original: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """
     from patches.kernels.sparse_mla import HEAD_DIM, Scope, sparse_decode, supports
 
-    failed = False
+    guard = guards.guard(_ID)
 
     def scope_of(given: Any, rows: int) -> Scope:
         indices = given.indices_in_kvcache
@@ -51,24 +61,33 @@ def make_decode(original: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     def decode(
         q: Tensor, kv_scope: Any, extra_kv_scope: Any, sm_scale: float, d_v: int, attn_sink: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        nonlocal failed
-        if not failed and extra_kv_scope is not None and d_v == HEAD_DIM:
+        if guard.on and extra_kv_scope is not None and d_v == HEAD_DIM:
             requests, tokens, heads, width = q.shape
             rows = requests * tokens
             scopes = scope_of(kv_scope, rows), scope_of(extra_kv_scope, rows)
             keys = sum(scope.indices.shape[1] for scope in scopes)
             flat = q.reshape(rows, heads, width)
-            if in_one_pass(rows, heads, keys) and supports(flat, scopes):
-                try:
-                    out, lse = sparse_decode(flat, scopes, sm_scale, attn_sink, tokens)
-                except Exception as error:  # noqa: BLE001 - a kernel may fail in any way, and the release computes it too
-                    failed = True
-                    say(
-                        "dsv4-nosplitk-decode: the kernel failed and is off in this process, the release's take over: "
-                        f"{type(error).__name__}: {error}"
+            if in_one_pass(rows, heads, keys):
+                if not supports(flat, scopes):
+                    guard.counts[FALLBACKS] += 1
+                elif guard.shadow_runs and shadow.due(guard):
+
+                    def kernel() -> tuple[Tensor, Tensor]:
+                        out, lse = sparse_decode(flat, scopes, sm_scale, attn_sink, tokens)
+                        return out.view(q.shape), lse.view(requests, tokens, heads).transpose(1, 2)
+
+                    upstream: Callable[[], tuple[Tensor, Tensor]] = partial(
+                        original, q, kv_scope, extra_kv_scope, sm_scale, d_v, attn_sink
                     )
+                    return shadow.run(guard, kernel, upstream, BOUNDS, (q, *scopes[0], *scopes[1]))
                 else:
-                    return out.view(q.shape), lse.view(requests, tokens, heads).transpose(1, 2)
+                    try:
+                        out, lse = sparse_decode(flat, scopes, sm_scale, attn_sink, tokens)
+                    except Exception as error:  # noqa: BLE001 - it may fail in any way, and the release computes it too
+                        guard.trip(error)
+                    else:
+                        guard.counts[CALLS] += 1
+                        return out.view(q.shape), lse.view(requests, tokens, heads).transpose(1, 2)
         return original(q, kv_scope, extra_kv_scope, sm_scale, d_v, attn_sink)  # type: ignore[no-any-return]
 
     return decode
@@ -99,7 +118,7 @@ _before_triton = always(Need(False, "this build has TileLang's sparse decode onl
 
 
 PATCH = Patch(
-    id="dsv4-nosplitk-decode",
+    id=_ID,
     title="DeepSeek-V4's sparse attention of many tokens in one pass",
     why="Builds of 2026-05-26 and 05-27 split the keys of a large batch, or copy them to memory in bfloat16 first. "
     "From 256 tokens on, one pass over the FP8 pages needs no buffer, and was 10 to 14 % faster where #26383 measured "
@@ -107,6 +126,7 @@ PATCH = Patch(
     upstream=(window.UPSTREAM,),
     contained_since="0.5.13",
     versions=window.VERSIONS,
+    kernels="patches.proofs.sparse_mla:cases",
     archs=frozenset({"gfx950"}),
     variants=(
         Variant(

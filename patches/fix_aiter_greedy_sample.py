@@ -13,8 +13,13 @@ How we know it is right. The name that `Sampler.forward` calls is bound to `patc
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from overlay import guard as guards
+from overlay import shadow
+from overlay.bound import Bound, mismatches
+from overlay.counters import CALLS, FALLBACKS
 from overlay.fingerprint import IMPORT
 from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
 
@@ -24,6 +29,11 @@ if TYPE_CHECKING:
 _MODULE = "sglang.srt.layers.sampler"
 _GREEDY_SAMPLE = Slot(_MODULE, "_aiter_greedy_sample")
 _FORWARD = Slot(_MODULE, "Sampler.forward")
+
+_ID = "fix-aiter-greedy-sample"
+
+#: Against `torch.argmax`, which the release takes without aiter.
+BOUNDS = (Bound("ids", 0, mismatches),)
 
 _USE_AITER = "SGLANG_USE_AITER"
 _DISABLE = "SGLANG_DISABLE_AITER_GREEDY_SAMPLE"
@@ -35,11 +45,24 @@ def make_greedy_sample(_original: object) -> Callable[[Tensor, Tensor], None]:
 
     from patches.kernels.argmax import greedy_argmax, supports
 
+    guard = guards.guard(_ID)
+
     def greedy_sample(out: Tensor, input: Tensor) -> None:
-        if supports(input):
-            greedy_argmax(input, out)
-        else:
-            out.copy_(torch.argmax(input, -1))
+        if guard.on and supports(input):
+            if guard.shadow_runs and shadow.due(guard):
+                kernel, upstream = partial(greedy_argmax, input, out), partial(torch.argmax, input, -1)
+                out.copy_(shadow.run(guard, kernel, upstream, BOUNDS, (input,)))
+                return
+            try:
+                greedy_argmax(input, out)
+            except Exception as error:  # noqa: BLE001 - a kernel may fail in any way, and torch computes the same
+                guard.trip(error)
+            else:
+                guard.counts[CALLS] += 1
+                return
+        elif guard.on:
+            guard.counts[FALLBACKS] += 1
+        out.copy_(torch.argmax(input, -1))
 
     return greedy_sample
 
@@ -62,7 +85,7 @@ _IMPORTED = Image.of(_GREEDY_SAMPLE, f"{IMPORT}aiter.greedy_sample")
 _TARGETS = (Target(_GREEDY_SAMPLE, Method.REPLACE, make_greedy_sample),)
 
 PATCH = Patch(
-    id="fix-aiter-greedy-sample",
+    id=_ID,
     title="a greedy argmax that never leaves the vocabulary",
     why="aiter's greedy_sample, called since 0.5.13, returns vocab_size where 16 does not divide the vocabulary and "
     "the row's maximum is negative, -inf or NaN: MiniCPM-V, and any grammar mask that leaves a negative winner. It "
@@ -70,6 +93,7 @@ PATCH = Patch(
     upstream=("#27247", "#26383"),
     contained_since="no release yet",
     versions=">=0.5.13,<0.5.24",
+    kernels="patches.proofs.argmax:in_place_cases",
     variants=(
         Variant(
             name="aiter",

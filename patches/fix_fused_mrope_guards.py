@@ -21,8 +21,12 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from overlay import guard as guards
+from overlay import shadow
+from overlay.counters import CALLS, FALLBACKS
 from overlay.fingerprint import IMPORT
 from overlay.model import Facts, Image, Method, Need, Patch, Slot, Target, Variant
+from patches import stepwise_prologue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +36,15 @@ if TYPE_CHECKING:
 _MODEL = "sglang.srt.models.qwen3"
 _MROPE = "sglang.srt.layers.rotary_embedding.mrope"
 _POOL = "sglang.srt.mem_cache.memory_pool"
+_ID = "fix-fused-mrope-guards"
 
 _FORWARD = Slot(_MODEL, "Qwen3Attention.forward")
 _FUSED = Slot(_MODEL, "Qwen3Attention.forward_prepare_aiter_fused_mrope")
 _USE_AITER = "SGLANG_USE_AITER"
+
+
+class _OpFailedError(Exception):
+    """From where the op is called to where its call was decided, through upstream's forward: take the steps."""
 
 
 def _pool_of_batch(forward_batch: Any) -> Any:
@@ -51,15 +60,23 @@ def make_forward(pool_of: PoolOf) -> Callable[[Any], Callable[..., Tensor]]:
 
     def make(original: Any) -> Callable[..., Tensor]:
         fits = _make_fits(pool_of)
+        guard = guards.guard(_ID)
 
         def forward(self: Any, positions: Tensor, hidden_states: Tensor, forward_batch: Any) -> Tensor:
-            if (
-                not self.use_fused_qk_norm_mrope
-                or not forward_batch.forward_mode.is_decode()
-                or fits(self, positions, hidden_states, forward_batch)
-            ):
+            if not self.use_fused_qk_norm_mrope or not forward_batch.forward_mode.is_decode():
                 output: Tensor = original(self, positions, hidden_states, forward_batch)
                 return output
+            if guard.on:
+                if fits(self, positions, hidden_states, forward_batch):
+                    try:
+                        output = original(self, positions, hidden_states, forward_batch)
+                    except _OpFailedError:
+                        pass  # before attention has seen anything
+                    else:
+                        guard.counts[CALLS] += 1
+                        return output
+                else:
+                    guard.counts[FALLBACKS] += 1
             # The stepwise path, by upstream's own switch for it. Attention then writes the cache, as its backend does.
             self.use_fused_qk_norm_mrope = False
             try:
@@ -78,6 +95,7 @@ def make_fused(pool_of: PoolOf) -> Callable[[object], Callable[..., tuple[Tensor
 
     def make(_original: object) -> Callable[..., tuple[Tensor, None, None]]:
         model = sys.modules[_MODEL]
+        guard = guards.guard(_ID)
 
         def forward_prepare_aiter_fused_mrope(
             self: Any, positions: Tensor, hidden_states: Tensor, forward_batch: Any
@@ -86,16 +104,30 @@ def make_fused(pool_of: PoolOf) -> Callable[[object], Callable[..., tuple[Tensor
             tokens, rope = qkv.shape[0], self.rotary_emb
             k_cache, v_cache = pool_of(forward_batch).get_kv_buffer(self.attn.layer_id)
             q = qkv.new_empty(tokens, self.q_size)
+            slots = forward_batch.out_cache_loc
             # By position, as upstream: the bindings of early versions of the op name no argument.
-            model.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle(
+            arguments = (
                 qkv.view(tokens, -1, self.head_dim), self.q_norm.weight, self.k_norm.weight,
                 rope.cos_sin_cache.to(qkv.dtype), positions, tokens,
                 self.num_heads, self.num_kv_heads, self.num_kv_heads, self.head_dim,
                 rope.is_neox_style, rope.mrope_section, rope.mrope_interleaved, self.q_norm.variance_epsilon,
                 q.view(tokens, -1, self.head_dim), k_cache.unsqueeze(1), v_cache.unsqueeze(1),
-                forward_batch.out_cache_loc, self._fused_k_scale, self._fused_v_scale,
+                slots, self._fused_k_scale, self._fused_v_scale,
                 None, None, False, False, 0, 0,
             )  # fmt: skip
+            theirs = None
+            if guard.shadow_runs and shadow.due(guard):
+                theirs = stepwise_prologue.stepwise(self, positions, hidden_states, qkv, slots)
+            try:
+                model.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle(*arguments)
+            except Exception as error:  # noqa: BLE001 - aiter's op may fail in any way, and torch computes the same
+                guard.trip(error)
+            else:
+                if theirs is not None:
+                    ours = stepwise_prologue.cached(self, q, k_cache, v_cache, slots)
+                    shadow.agree(guard, ours, theirs, stepwise_prologue.BOUNDS, arguments)
+            if not guard.on:
+                raise _OpFailedError
             return q, None, None
 
         return forward_prepare_aiter_fused_mrope
@@ -177,7 +209,7 @@ _GET_POOL = _image(
 )
 
 PATCH = Patch(
-    id="fix-fused-mrope-guards",
+    id=_ID,
     title="aiter's fused prologue of Qwen3-VL decode only where it computes the same",
     why="Since 0.5.10 Qwen3-VL decodes with aiter through a fused op without most of the conditions under which that "
     "op is right: caches in blocks of vectors or in HND order, fp8 caches with scales, 32-bit positions and fp32 norm "

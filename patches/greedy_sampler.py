@@ -14,8 +14,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from overlay import guard as guards
+from overlay import shadow
+from overlay.bound import Bound, mismatches
+from overlay.counters import CALLS, FALLBACKS
 from overlay.gates import Gate, OneOf
 from overlay.model import ABSENT, Image, Method, Need, Patch, Slot, Target, Variant, always
 
@@ -29,6 +34,11 @@ _FORWARD = Slot(_MODULE, "Sampler.forward")
 _INIT = Slot(_MODULE, "Sampler.__init__")
 _PREPROCESS = Slot(_MODULE, "Sampler._preprocess_logits")
 _SYNC = Slot(_MODULE, "Sampler._sync_token_ids_across_tp")
+
+_ID = "greedy-sampler"
+
+#: Against `torch.argmax`.
+BOUNDS = (Bound("ids", 0, mismatches),)
 
 BACKEND = Gate(
     "AMD_SGLANG_GREEDY_SAMPLER_BACKEND",
@@ -78,7 +88,25 @@ def _argmax(backend: str) -> Callable[[Tensor], Tensor]:
         return lambda logits: torch.argmax(logits, -1)
     from patches.kernels.argmax import greedy_argmax, supports
 
-    return lambda logits: greedy_argmax(logits) if supports(logits) else torch.argmax(logits, -1)
+    guard = guards.guard(_ID)
+
+    def argmax(logits: Tensor) -> Tensor:
+        if guard.on and supports(logits):
+            if guard.shadow_runs and shadow.due(guard):
+                kernel, upstream = partial(greedy_argmax, logits), partial(torch.argmax, logits, -1)
+                return shadow.run(guard, kernel, upstream, BOUNDS, (logits,))
+            try:
+                ids = greedy_argmax(logits)
+            except Exception as error:  # noqa: BLE001 - a kernel may fail in any way, and upstream computes the same
+                guard.trip(error)
+            else:
+                guard.counts[CALLS] += 1
+                return ids
+        elif guard.on:
+            guard.counts[FALLBACKS] += 1
+        return torch.argmax(logits, -1)
+
+    return argmax
 
 
 def _sync_token_ids(sampler: Any, ids: Tensor, sampling_info: Any) -> None:
@@ -95,13 +123,14 @@ _needed = always(Need(True, "back-port of #26383: this release takes torch.argma
 _LOGITS = Image.of(_PREPROCESS, "68c418a11fdd2c62")
 
 PATCH = Patch(
-    id="greedy-sampler",
+    id=_ID,
     title="one Triton argmax at memory speed for greedy batches",
     why="Through 0.5.12.post1 greedy decoding runs torch.argmax over the logits, whose reduction leaves most of the "
     "GPU idle at small batches and costs 7 % of the decode kernel time on MI300.",
     upstream=("#26383", "#25251"),
     contained_since="0.5.13, by aiter's kernel: see fix-aiter-greedy-sample",
     versions=">=0.5.6.post2,<0.5.13",
+    kernels="patches.proofs.argmax:cases",
     gates=(BACKEND,),
     variants=(
         Variant(

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
+from overlay.counters import CALLS, FAILURES, FALLBACKS
+from overlay.guard import Guard
 from overlay.say import say
 
 if TYPE_CHECKING:
@@ -44,9 +46,11 @@ class _Ready(NamedTuple):
 
 
 class Fusion:
-    """The boundaries of one process. `backends` are tried in order; one that fails is never tried again."""
+    """The boundaries of one process. `backends` are tried in order; one that fails is never tried again, and with the
+    last one `guard` trips."""
 
-    def __init__(self, backends: Sequence[Backend]) -> None:
+    def __init__(self, backends: Sequence[Backend], guard: Guard) -> None:
+        self.guard = guard
         self._backends = tuple(backends)
         self._attention: deque[ref[Tensor]] = deque(maxlen=_IN_FLIGHT)
         self._ready: _Ready | None = None
@@ -56,8 +60,8 @@ class Fusion:
         self._attention.append(ref(post))
 
     def expects(self, post: Tensor) -> bool:
-        """Whether `hc_post` with this `post` ends an attention."""
-        return any(expected() is post for expected in self._attention)
+        """Whether `hc_post` with this `post` ends an attention, whose boundary a backend may take."""
+        return self.guard.on and any(expected() is post for expected in self._attention)
 
     def post(self, layer: Any, x: Tensor, residual: Tensor, post: Tensor, comb: Tensor) -> Tensor | None:
         """The streams after the attention of `layer`, as `hc_post` returns them; None if no backend takes the call.
@@ -72,22 +76,34 @@ class Fusion:
                     continue
                 boundary = backend.run(*tensors, _constants(layer))
             except Exception as error:  # noqa: BLE001 - a kernel may fail in any way, and the release computes the same
-                self._backends = tuple(one for one in self._backends if one is not backend)
-                left = (
-                    f"{self._backends[0].name} takes over" if self._backends else "the release's operations take over"
-                )
-                say(f"dsv4-fused-mhc: {backend.name} failed and is off in this process, {left}: {_spelt(error)}")
+                self._give_up(backend, error)
                 continue
+            self.guard.counts[CALLS] += 1
             self._ready = _Ready(boundary, fn)
             return boundary.residual
+        if self.guard.on:
+            self.guard.counts[FALLBACKS] += 1
         return None
+
+    def _give_up(self, backend: Backend, error: Exception) -> None:
+        self._backends = tuple(one for one in self._backends if one is not backend)
+        if not self._backends:
+            self.guard.trip(error)
+            return
+        self.guard.counts[FAILURES] += 1
+        taking_over = f"{self._backends[0].name} takes over"
+        say(
+            f"{self.guard.patch_id}: {backend.name} failed and is off in this process, {taking_over}: "
+            f"{type(error).__name__}: {error}"
+        )
 
     def take(self, streams: Tensor, fn: Tensor) -> Boundary | None:
         """What `post` has computed for these streams and this matrix, once."""
-        ready = self._ready
+        ready = self._ready if self.guard.on else None
         if ready is None or ready.boundary.residual is not streams or ready.fn is not fn:
             return None
         self._ready = None
+        self.guard.counts[CALLS] += 1
         return ready.boundary
 
 
@@ -95,7 +111,3 @@ def _constants(layer: Any) -> Constants:
     from patches.kernels.mhc import Constants
 
     return Constants(layer.rms_norm_eps, layer.hc_eps, _POST_MULT, layer.hc_sinkhorn_iters)
-
-
-def _spelt(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

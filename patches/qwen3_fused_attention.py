@@ -14,11 +14,16 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from overlay import guard as guards
+from overlay import shadow
+from overlay.counters import CALLS, FALLBACKS
 from overlay.gates import Gate, OneOf
 from overlay.model import Image, Method, Need, Patch, Slot, Target, Variant, always
+from patches import stepwise_prologue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 _MODEL = "sglang.srt.models.qwen3"
 _ROPE = "sglang.srt.layers.rotary_embedding"
 _POOL = "sglang.srt.mem_cache.memory_pool"
+_ID = "qwen3-fused-attention"
 
 BACKEND = Gate(
     "AMD_SGLANG_QWEN3_ATTENTION_BACKEND",
@@ -57,12 +63,13 @@ def make_forward(original: Any) -> Callable[..., Tensor]:
             self, positions, hidden_states, forward_batch
         )
     prologue = _prologue(backend)
+    guard = guards.guard(_ID)
     pool_class = importlib.import_module(_POOL).MHATokenToKVPool
     layers: WeakKeyDictionary[Any, Geometry | None] = WeakKeyDictionary()
 
     def forward(self: Any, positions: Tensor, hidden_states: Tensor, forward_batch: Any) -> Tensor:
         # torch.compile traces the original: its operations are worth fusing, and a launch is opaque to it.
-        if torch.compiler.is_compiling() or not forward_batch.forward_mode.is_decode():
+        if torch.compiler.is_compiling() or not guard.on or not forward_batch.forward_mode.is_decode():
             return original(self, positions, hidden_states, forward_batch)  # type: ignore[no-any-return]
         if self not in layers:
             layers[self] = _geometry(self, prologue)
@@ -73,6 +80,7 @@ def make_forward(original: Any) -> Callable[..., Tensor]:
             or type(pool) is not pool_class  # a subclass may hold its cache in another form, such as fp4
             or not prologue.supports_batch(hidden_states, positions, slots)
         ):
+            guard.counts[FALLBACKS] += 1
             return original(self, positions, hidden_states, forward_batch)  # type: ignore[no-any-return]
 
         qkv, _ = self.qkv_proj(hidden_states)
@@ -83,12 +91,36 @@ def make_forward(original: Any) -> Callable[..., Tensor]:
         if not prologue.supports_tensors(geometry, qkv, *weights, rope.cos_sin_cache, *caches):
             # Dtypes and layouts of a layer's own tensors do not change while it serves: never project twice again.
             layers[self] = None
+            guard.counts[FALLBACKS] += 1
             return original(self, positions, hidden_states, forward_batch)  # type: ignore[no-any-return]
-        q = prologue.run(geometry, qkv, *weights, rope.cos_sin_cache, positions, *caches, slots)
+        arguments = geometry, qkv, *weights, rope.cos_sin_cache, positions, *caches, slots
+        if guard.shadow_runs and shadow.due(guard):
+            q, *_ = shadow.run(
+                guard,
+                partial(_prepared, self, prologue, arguments),
+                partial(stepwise_prologue.stepwise, self, positions, hidden_states, qkv, slots),
+                stepwise_prologue.BOUNDS,
+                arguments,
+            )
+            q = q.flatten(1)
+        else:
+            try:
+                q = prologue.run(*arguments)
+            except Exception as error:  # noqa: BLE001 - a kernel may fail in any way, and upstream computes the same
+                guard.trip(error)
+            else:
+                guard.counts[CALLS] += 1
+        if not guard.on:
+            return original(self, positions, hidden_states, forward_batch)
         output, _ = self.o_proj(self.attn(q, None, None, forward_batch, save_kv_cache=False))
         return output  # type: ignore[no-any-return]
 
     return forward
+
+
+def _prepared(layer: Any, prologue: Prologue, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    *_, k_cache, v_cache, slots = arguments
+    return stepwise_prologue.cached(layer, prologue.run(*arguments), k_cache, v_cache, slots)
 
 
 def _geometry(layer: Any, prologue: Prologue) -> Geometry | None:
@@ -156,13 +188,14 @@ def _image(module: str, qualname: str, *digests: str) -> Image:
 _FORWARD = Slot(_MODEL, "Qwen3Attention.forward")
 
 PATCH = Patch(
-    id="qwen3-fused-attention",
+    id=_ID,
     title="one kernel for QKV split, QK-norm, 3-D mRoPE and KV-cache write in Qwen3-VL decode",
     why="Through 0.5.9 every layer of Qwen3-VL runs the steps between the QKV projection and attention as some twenty "
     "launches a token on ROCm: at small batches that is most of the layer's time outside matrix products.",
     upstream=("#21458",),
     contained_since="0.5.10",
     versions=">=0.5.6.post2,<0.5.24",
+    kernels="patches.proofs.qk_norm_mrope:cases",
     gates=(BACKEND,),
     variants=(
         Variant(

@@ -65,7 +65,7 @@ class Stage:
         self._undo: list[other_overlay.Undo] = []
 
     def activate(self) -> None:
-        vars(runtime)["builtin"] = lambda: registry(wrapping=self.wrapping)
+        vars(runtime)["load"] = lambda _environ: registry(wrapping=self.wrapping)
         self._runtime = runtime.activate(os.environ)
 
     def load(self) -> None:

@@ -14,10 +14,12 @@ PROMPTS = [[5, 17, 33, 8, 61], [70, 12, 9]]
 
 
 def main() -> None:
-    import sglang
-
     more = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    engine = sglang.Engine(
+    if more.get("use_ray"):
+        from sglang.srt.ray.engine import RayEngine as Engine
+    else:
+        from sglang import Engine
+    engine = Engine(
         model_path=sys.argv[1],
         dtype="bfloat16",
         attention_backend="triton",

@@ -13,6 +13,8 @@ import pytest
 import torch
 from packaging.version import Version
 
+from overlay import guard as guards
+from overlay.counters import SHADOWED
 from overlay.install import Ledger
 from overlay.model import Decision, Patch, State
 from overlay.plan import make_plan
@@ -248,6 +250,7 @@ class TestNosplitkDecode:
             return q, torch.arange(q.shape[1]).expand(q.shape[:2]).float()
 
         monkeypatch.setattr("patches.kernels.sparse_mla.sparse_decode", run)
+        monkeypatch.setattr("overlay.guard._guards", {})  # of another test
         install("dsv4-nosplitk-decode")
         return made
 
@@ -306,7 +309,36 @@ class TestNosplitkDecode:
         assert self.decode(modules, 1024, 8, 64, "fail")[0] == "splits"
         assert self.decode(modules, 1024, 8, 64)[0] == "splits"
         assert len(calls) == 1
-        assert capsys.readouterr().err.count("no such instruction") == 1
+        assert capsys.readouterr().err.count("upstream's path serves: RuntimeError: no such instruction") == 1
+        assert list(guards.guard("dsv4-nosplitk-decode").counts) == [0, 0, 1, 0]
+
+    @pytest.mark.parametrize(("out", "lse", "kept"), [(3e-2, 1e-4, True), (4e-2, 0, False), (0, 2e-3, False)])
+    def test_a_shadow_run_compares_both_results_with_the_releases(
+        self, modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, out: float, lse: float, kept: bool
+    ) -> None:
+        """The largest value of a head is 1, whose eps is 2**-7: four of them are 3.1e-2."""
+        theirs = torch.ones(1024, 1, 8, 512).bfloat16(), torch.zeros(1024, 8, 1)
+
+        def run(q: Any, *_: Any) -> tuple[Any, Any]:
+            return (theirs[0].view(q.shape) - out).bfloat16(), theirs[1].view(q.shape[:2]) + lse
+
+        monkeypatch.setattr("patches.kernels.sparse_mla.sparse_decode", run)
+        monkeypatch.setattr(modules[DECODE], "_triton_sparse_attn_decode_dsv4", lambda *_: theirs)
+        monkeypatch.setattr("overlay.guard._guards", {})
+        install("dsv4-nosplitk-decode")
+        guard = guards.guard("dsv4-nosplitk-decode")
+        guard.shadow_runs = 1
+        made = self.decode(modules, 1024, 8, 64)
+        assert (made[0] is not theirs[0]) is guard.on is kept
+        assert made[0].shape == theirs[0].shape and made[1].shape == theirs[1].shape
+        assert guard.shadow_runs == 0 and guard.counts[SHADOWED] == 1
+
+    def test_a_large_batch_that_the_kernel_does_not_take_is_counted(
+        self, modules: dict[str, ModuleType], calls: list[Any]
+    ) -> None:
+        self.decode(modules, 1024, 8, 64, q=torch.zeros(1024, 1, 8, 576))
+        self.decode(modules, 1, 8, 64)
+        assert list(guards.guard("dsv4-nosplitk-decode").counts) == [0, 1, 0, 0]
 
     def test_the_bound_between_the_old_ways_moves(self, modules: dict[str, ModuleType]) -> None:
         install("dsv4-nosplitk-decode")

@@ -65,6 +65,23 @@ def test_an_aiter_that_would_round_the_weight_is_refused(tmp_path: Path) -> None
     assert foreign == [None, None, None], "a failed patch left something behind"
 
 
+_STORAGE = """
+import torch
+from sglang.srt.layers.layernorm import GemmaRMSNorm
+x, residual = torch.randn(2, 3, 64).bfloat16().unbind(0)
+y, total = GemmaRMSNorm(64).bfloat16()(x, residual)
+print("REPORT", y is x, total is residual)
+"""
+
+
+@pytest.mark.engine
+def test_triton_by_name_is_never_in_place(tmp_path: Path) -> None:
+    script = tmp_path / "storage.py"
+    script.write_text(_STORAGE)
+    done = run("0.5.9", str(script), AMD_SGLANG_GEMMA_RMSNORM_BACKEND="triton")
+    assert "REPORT False False" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.engine
 def test_with_aiter_on_the_newest_release_keeps_its_own_kernel(tmp_path: Path) -> None:
     state, reason, foreign = report(tmp_path, "0.5.23")

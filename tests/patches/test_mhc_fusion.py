@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from overlay import counters
+from overlay.counters import CALLS, FAILURES, FALLBACKS
+from overlay.guard import Guard
 from patches.kernels.mhc import Boundary, Constants
 from patches.mhc_fusion import Backend, Fusion
 
@@ -34,6 +37,10 @@ class Kernel:
         return Backend(name, self.supports, self.run)
 
 
+def fusion_of(*backends: Backend) -> Fusion:
+    return Fusion(backends, Guard("the-patch", 0, counters.in_memory(1)))
+
+
 def make_layer() -> Any:
     fn, scale, base = torch.zeros(3), torch.zeros(4), torch.zeros(5)
     return SimpleNamespace(
@@ -47,7 +54,7 @@ def state() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_the_layers_own_weights_and_constants_are_used() -> None:
     kernel, layer, given = Kernel(1), make_layer(), state()
-    streams = Fusion([kernel.backend()]).post(layer, *given)
+    streams = fusion_of(kernel.backend()).post(layer, *given)
     ((*tensors, constants),) = kernel.calls
     wanted = (*given, layer.hc_ffn_fn, layer.hc_ffn_scale, layer.hc_ffn_base)
     assert all(a is b for a, b in zip(tensors, wanted, strict=True))
@@ -56,7 +63,7 @@ def test_the_layers_own_weights_and_constants_are_used() -> None:
 
 
 def test_what_is_ready_is_taken_once_by_its_own_streams_and_matrix() -> None:
-    fusion, layer = Fusion([Kernel(1).backend()]), make_layer()
+    fusion, layer = fusion_of(Kernel(1).backend()), make_layer()
     streams = fusion.post(layer, *state())
     assert streams is not None
     assert fusion.take(streams.clone(), layer.hc_ffn_fn) is None
@@ -67,7 +74,7 @@ def test_what_is_ready_is_taken_once_by_its_own_streams_and_matrix() -> None:
 
 
 def test_the_two_latest_attentions_are_expected() -> None:
-    fusion = Fusion([])
+    fusion = fusion_of()
     posts = [torch.zeros(1) for _ in range(3)]
     for post in posts:
         fusion.expect(post)
@@ -77,7 +84,7 @@ def test_the_two_latest_attentions_are_expected() -> None:
 
 def test_an_expected_tensor_is_not_kept_alive() -> None:
     """Its memory may be a captured graph's; and a new tensor at its address is another one."""
-    fusion = Fusion([])
+    fusion = fusion_of()
     post = torch.zeros(1)
     fusion.expect(post)
     (held,) = fusion._attention
@@ -88,14 +95,18 @@ def test_an_expected_tensor_is_not_kept_alive() -> None:
 
 def test_backends_are_tried_in_order() -> None:
     first, second = Kernel(1, takes=False), Kernel(2)
-    streams = Fusion([first.backend(), second.backend()]).post(make_layer(), *state())
+    fusion = fusion_of(first.backend(), second.backend())
+    streams = fusion.post(make_layer(), *state())
     assert streams is not None and streams.tolist() == [2, 2] and not first.calls
-    assert Fusion([first.backend()]).post(make_layer(), *state()) is None
+    assert (fusion.guard.counts[CALLS], fusion.guard.counts[FALLBACKS]) == (1, 0)
+    fusion = fusion_of(first.backend())
+    assert fusion.post(make_layer(), *state()) is None
+    assert (fusion.guard.counts[CALLS], fusion.guard.counts[FALLBACKS]) == (0, 1)
 
 
 def test_one_that_fails_is_left_at_once_and_for_good(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = Kernel(1, fails=True), Kernel(2)
-    fusion = Fusion([first.backend("aiter"), second.backend("triton")])
+    fusion = fusion_of(first.backend("aiter"), second.backend("triton"))
     for _ in range(3):
         streams = fusion.post(make_layer(), *state())
         assert streams is not None and streams.tolist() == [2, 2]
@@ -103,15 +114,27 @@ def test_one_that_fails_is_left_at_once_and_for_good(capsys: pytest.CaptureFixtu
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert "aiter failed and is off in this process, triton takes over: ValueError: broken" in said[0]
+    assert fusion.guard.on and (fusion.guard.counts[CALLS], fusion.guard.counts[FAILURES]) == (3, 1)
 
 
 def test_after_the_last_one_the_release_computes(capsys: pytest.CaptureFixture[str]) -> None:
     only = Kernel(1, fails=True)
-    fusion = Fusion([only.backend()])
+    fusion, post = fusion_of(only.backend()), torch.zeros(1)
+    fusion.expect(post)
+    assert fusion.expects(post)
     assert fusion.post(make_layer(), *state()) is None
     assert fusion.post(make_layer(), *state()) is None
     assert len(only.calls) == 1
-    assert capsys.readouterr().err.count("the release's operations take over") == 1
+    assert not fusion.guard.on and not fusion.expects(post)
+    assert capsys.readouterr().err.count("its kernel failed, upstream's path serves: ValueError: broken") == 1
+
+
+def test_what_is_ready_is_not_handed_out_once_the_guard_is_off() -> None:
+    fusion, layer = fusion_of(Kernel(1).backend()), make_layer()
+    streams = fusion.post(layer, *state())
+    assert streams is not None
+    fusion.guard.on = False
+    assert fusion.take(streams, layer.hc_ffn_fn) is None
 
 
 def test_a_rule_that_raises_counts_as_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +144,6 @@ def test_a_rule_that_raises_counts_as_a_failure(capsys: pytest.CaptureFixture[st
         raise ValueError("computes something else")
 
     second = Kernel(2)
-    fusion = Fusion([Backend("aiter", refuse, Kernel(1).run), second.backend()])
+    fusion = fusion_of(Backend("aiter", refuse, Kernel(1).run), second.backend())
     assert fusion.post(make_layer(), *state()) is not None
     assert "computes something else" in capsys.readouterr().err

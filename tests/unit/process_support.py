@@ -10,7 +10,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from overlay import guard as guards
 from overlay import runtime
+from overlay.counters import CALLS
 from overlay.model import Method, Patch, Target
 from overlay.registry import Registry
 from overlay.runtime import Runtime
@@ -19,6 +21,25 @@ from tests.unit.engine_support import ALPHA, ALPHA_IMAGE, BETA_IMAGE, BETA_PATCH
 
 def _raise(_original: object) -> object:
     raise RuntimeError("no kernel for this GPU")
+
+
+def _guarded(original: Any) -> object:
+    """A method with a kernel, which fails while KERNEL says so."""
+    guard = guards.guard("alpha")
+
+    def forward(self: object) -> object:
+        if guard.on:
+            try:
+                if os.environ.get("KERNEL"):
+                    raise RuntimeError(os.environ["KERNEL"])
+            except Exception as error:  # noqa: BLE001 - as in every patch with a kernel
+                guard.trip(error)
+            else:
+                guard.counts[CALLS] += 1
+                return "patched"
+        return original(self)
+
+    return forward
 
 
 def _around(_original: object) -> object:
@@ -43,6 +64,7 @@ _BETA_FILLED = Target(BETA_IMAGE.slot, Method.REPLACE, returning("patched"))
 PATCHES: dict[str, tuple[Patch, ...]] = {
     "alpha": (PATCH,),
     "alpha beta": (PATCH, BETA_PATCH),
+    "guarded": (replace(PATCH, variants=(variant(ALPHA_IMAGE, targets=(Target(ALPHA, Method.REPLACE, _guarded),)),)),),
     "group": (replace(PATCH, variants=(variant(ALPHA_IMAGE, BETA_IMAGE, targets=(_ALPHA_FILLED, _BETA_FILLED)),)),),
     "raising": (
         replace(
@@ -67,7 +89,7 @@ PATCHES: dict[str, tuple[Patch, ...]] = {
 def install_registry() -> None:
     """Every `activate` of this process, and the boot hook's, decides about the patches of the scenario."""
     chosen = Registry(PATCHES[os.environ["PATCHES"]])
-    vars(runtime)["builtin"] = lambda: chosen
+    vars(runtime)["load"] = lambda _environ: chosen
 
 
 def activate() -> Runtime:

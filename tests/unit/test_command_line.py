@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import launcher
+from overlay import inspection
 from overlay.errors import NoSglangError
 from overlay.source import SourceTree
-from tests.unit.engine_support import synthetic
+from tests.unit.engine_support import python, synthetic
 
 Invoke = Callable[..., Result]
 
@@ -49,6 +50,8 @@ DEFAULTS: dict[str, object] = {
     "disable": (),
     "trust_version": None,
     "allow_drift": (),
+    "packs": (),
+    "shadow": None,
     "simulate": None,
 }
 
@@ -65,6 +68,8 @@ DEFAULTS: dict[str, object] = {
         (("--disable", "--strict", "--tp", "2"), ("--tp", "2"), {"disable": ("--strict",)}),
         (("--trust-version=0.5.9", "--tp", "2"), ("--tp", "2"), {"trust_version": "0.5.9"}),
         (("--allow-drift", "a", "--allow-drift=b", "--tp"), ("--tp",), {"allow_drift": ("a", "b")}),
+        (("--packs", "a,b", "--packs=c", "--tp"), ("--tp",), {"packs": ("a,b", "c")}),
+        (("--shadow", "100", "--tp", "2"), ("--tp", "2"), {"shadow": 100}),
         (("--simulate", "gfx942", "--port=1"), ("--port=1",), {"simulate": "gfx942"}),
         (("--strict", "--", "--tp", "2"), ("--tp", "2"), {"strict": True}),
         (("--", "--strict"), ("--strict",), {}),
@@ -86,7 +91,18 @@ def test_our_options_lead_and_everything_else_is_sglangs(
 
 
 @pytest.mark.parametrize(
-    "late", ["--strict", "--enable=a", "--disable", "--trust-version", "--allow-drift=a", "--simulate", "--dry-run"]
+    "late",
+    [
+        "--strict",
+        "--enable=a",
+        "--disable",
+        "--trust-version",
+        "--allow-drift=a",
+        "--packs=a",
+        "--shadow=1",
+        "--simulate",
+        "--dry-run",
+    ],
 )
 def test_an_option_of_ours_among_sglangs_is_an_error(started: list[Started], late: str) -> None:
     result = invoke("launch", "--model", "m", late)
@@ -99,6 +115,13 @@ def test_an_option_without_its_value_is_an_error(started: list[Started], option:
     result = invoke("launch", option)
     assert (result.exit_code, started) == (2, [])
     assert option in result.output
+
+
+@pytest.mark.parametrize("count", ["-1", "1.5", "all", ""])
+def test_a_number_of_shadow_runs_is_a_whole_number(started: list[Started], count: str) -> None:
+    for result in (invoke("launch", "--shadow", count), invoke("--shadow", count, "x.py", command=launcher.wrapper)):
+        assert (result.exit_code, started) == (2, [])
+        assert "--shadow" in result.output and count in result.output
 
 
 @pytest.mark.parametrize("command", [("launch", "--help"), ("patches", "plan", "--help"), ("--help",)])
@@ -197,6 +220,22 @@ def test_a_patch_is_explained_without_an_sglang_too(monkeypatch: pytest.MonkeyPa
     def nothing(_search: object) -> SourceTree:
         raise NoSglangError("none")
 
-    monkeypatch.setattr(launcher, "installed_tree", nothing)
+    monkeypatch.setattr(inspection, "installed_tree", nothing)
     assert "at hand   no sglang is installed here" in invoke("patches", "explain", "gemma-rmsnorm").output
     assert json.loads(invoke("patches", "explain", "gemma-rmsnorm", "--json").output)["here"] is None
+
+
+def test_commands_that_are_imported_when_they_are_named() -> None:
+    shown = invoke("--help").output
+    assert all(f"\n  {name} " in shown for name in ("doctor", "launch", "patches"))
+    assert "explain" in invoke("patches", "--help").output
+
+
+_LOADED = "import sys, launcher; print(*sys.modules)"
+
+
+def test_a_launch_imports_nothing_of_the_other_commands() -> None:
+    loaded = set(python("-c", _LOADED).out.split())
+    assert "overlay.launch" in loaded
+    others = {"overlay.doctor", "overlay.inspection", "overlay.diff", "overlay.wheel", "zipfile", "importlib.metadata"}
+    assert loaded.isdisjoint(others)

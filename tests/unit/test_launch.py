@@ -70,6 +70,12 @@ def test_sglang_gets_its_arguments_untouched_and_the_handover(tree: Path, tmp_pa
     assert re.search(r"^gemma-rmsnorm +disabled", ended.err, re.MULTILINE)
 
 
+def test_the_program_is_told_what_the_launch_has_added(tree: Path, tmp_path: Path) -> None:
+    """It must be able to tell Ray's workers, which inherit nothing."""
+    said = json.loads(launch(tree, tmp_path, SGLANG_ALT_STREAM="1").out)
+    assert "GPU_MAX_HW_QUEUES" in said["AMD_SGLANG_ADDED"].split(",")
+
+
 @pytest.mark.parametrize("code", [0, 7])
 def test_the_exit_code_is_the_programs(tree: Path, tmp_path: Path, code: int) -> None:
     assert launch(tree, tmp_path, EXIT=str(code)).code == code
@@ -78,6 +84,11 @@ def test_the_exit_code_is_the_programs(tree: Path, tmp_path: Path, code: int) ->
 def test_switches_of_the_command_line_add_to_those_of_the_environment() -> None:
     merged = Options(enable=("beta",)).over({"AMD_SGLANG_ENABLE": "alpha", "X": "1"}, registry(PATCH, BETA_PATCH))
     assert merged == {"AMD_SGLANG_ENABLE": "alpha,beta", "X": "1"}
+
+
+@pytest.mark.parametrize(("shadow", "seen"), [(None, "7"), (0, "0"), (12, "12")])
+def test_shadow_runs_of_the_command_line_replace_those_of_the_environment(shadow: int | None, seen: str) -> None:
+    assert Options(shadow=shadow).over({"AMD_SGLANG_SHADOW": "7"}, registry(PATCH))["AMD_SGLANG_SHADOW"] == seen
 
 
 def test_a_dry_run_starts_nothing_and_prints_what_can_be_run(tree: Path, tmp_path: Path) -> None:

@@ -245,10 +245,12 @@ def test_the_json_form(tmp_path: Path) -> None:
         "sglang": {"version": "0.5.9", "kind": "release", "path": str(root / "sglang")},
         "platform": {"kind": "rocm", "arch": "gfx942", "aiter": None, "vllm": None, "simulated": False},
         "overrides": {"trust_version": None, "allow_drift": []},
+        "packs": [],
         "digest": made.digest,
         "patches": [
             {
                 "id": "alpha",
+                "pack": None,
                 "state": "planned",
                 "reason": "needed here",
                 "variant": "only",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from overlay.counters import FIELDS
 from overlay.model import State
 from overlay.plan import Plan, make_plan
 from overlay.platform import Platform
@@ -48,6 +51,22 @@ def test_a_status_shows_what_was_done_or_failed_and_counts_the_rest() -> None:
     ]
     assert lines[0].startswith("7    scheduler tp1  ready  p0")
     assert lines[-1].split() == ["3", "others", "-", "1", "planned,", "2", "contained", "(--json", "says", "why)"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "worst", "shown"),
+    [
+        ((36, 1, 0, 4), 0.5, "(36 calls, 1 fallback, 4 shadowed, worst error 0.5)"),
+        ((1, 0, 0, 0), None, "(1 call)"),
+        ((0, 0, 0, 0), None, ""),
+    ],
+)
+def test_a_status_shows_what_a_guard_has_counted(counts: tuple[int, ...], worst: float | None, shown: str) -> None:
+    process = row(State.APPLIED)
+    counters = dict(zip(FIELDS, counts, strict=True))
+    process["patches"] = [{**process["patches"][0], "counters": counters, "worst_error": worst}]  # type: ignore[index]
+    line = status_table([process]).split("because 0", 1)[1]
+    assert " ".join(line.split()) == shown
 
 
 def test_a_status_of_patches_that_are_all_in_force_counts_nothing() -> None:

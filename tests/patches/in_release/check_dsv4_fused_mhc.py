@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from overlay import runtime, simulate
+from overlay.guard import Guard
 from overlay.install import held
 from overlay.model import State
 from overlay.preimage import Proof
-from patches import dsv4_fused_mhc, mhc_fusion
+from patches import dsv4_fused_mhc
 from tests.patches.in_release import mhc_placeholders as aiter
 from tests.patches.in_release import one_rank
+from tests.patches.in_release.guarding import GuardChecks, Subject, counters
 from tests.patches.in_release.tilelang_placeholder import provide_tilelang
 
 ID = "dsv4-fused-mhc"
@@ -341,26 +343,36 @@ def test_other_streams_or_another_matrix_are_computed(module: ModuleType, separa
     assert separate.pre == counted + 3, "it was handed out twice"
 
 
-def test_a_backend_that_fails_is_left_for_good(
-    module: ModuleType,
-    unfused: Callable[[list[Any], Tensor], Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    tried = []
+class TestGuard(GuardChecks):
+    @pytest.fixture
+    def subject(
+        self,
+        module: ModuleType,
+        unfused: Callable[[list[Any], Tensor], Tensor],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> Subject:
+        stack, hidden_states = make_stack(module)[:1], streams_of()
+        fusion = dsv4_fused_mhc.fusion_of("auto")
+        (healthy,) = fusion._backends
+        monkeypatch.setattr(fusion, "_backends", (healthy,))  # put back afterwards
 
-    def broken(*_: object) -> Any:
-        tried.append(True)
-        raise RuntimeError("no such instruction")
+        def replace(patch: pytest.MonkeyPatch, around: Callable[[Any], Any]) -> None:
+            patch.setattr(fusion, "_backends", (healthy._replace(run=around(healthy.run)),))
 
-    fusion = dsv4_fused_mhc.fusion_of("auto")
-    healthy = fusion._backends
-    monkeypatch.setattr(fusion, "_backends", tuple(mhc_fusion.Backend(b.name, b.supports, broken) for b in healthy))
-    stack, hidden_states = make_stack(module), streams_of()
-    assert torch.equal(run(stack, hidden_states), unfused(stack, hidden_states))
-    assert len(tried) == 1
-    said = [line for line in capfd.readouterr().err.splitlines() if ID in line]
-    assert len(said) == 1 and "triton failed" in said[0] and "RuntimeError: no such instruction" in said[0]
+        return Subject(
+            ID,
+            call=lambda: (run(stack, hidden_states),),
+            upstream=lambda: (unfused(stack, hidden_states),),
+            replace=replace,
+            outputs=lambda _, boundary: tuple(boundary),
+            methods=2,
+        )
+
+    def test_a_call_that_the_kernel_does_not_take_is_counted(
+        self, module: ModuleType, subject: Subject, guard: Guard
+    ) -> None:
+        run(make_stack(module)[:1], streams_of(65))
+        assert counters(subject) == {"calls": 0, "fallbacks": 1, "failures": 0, "shadowed": 0}
 
 
 def test_uninstall_gives_the_class_back(module: ModuleType) -> None:

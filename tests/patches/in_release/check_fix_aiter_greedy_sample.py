@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from overlay import runtime, simulate
+from overlay.guard import Guard
 from overlay.install import MARK
 from overlay.model import State
+from patches.kernels import argmax as kernel
+from tests.patches.in_release.guarding import GuardChecks, Subject, counters
 
 LANES = 16
 KERNEL = "triton:patches.kernels.argmax._argmax_kernel"
@@ -133,6 +136,31 @@ def test_aiters_contract(ours: ModuleType) -> None:
         assert ours._aiter_greedy_sample(out, given) is None
         assert out.tolist() == torch.argmax(given, -1).tolist()
     ours._aiter_greedy_sample(torch.empty(0, dtype=torch.int32), torch.empty(0, 100))
+
+
+class TestGuard(GuardChecks):
+    @pytest.fixture
+    def subject(self, ours: ModuleType) -> Subject:
+        logits = torch.randn(3, 100)
+
+        def call() -> tuple[Tensor, ...]:
+            out = torch.full((3,), -7, dtype=torch.int32)
+            ours._aiter_greedy_sample(out, logits)
+            return (out,)
+
+        return Subject(
+            "fix-aiter-greedy-sample",
+            call=call,
+            upstream=lambda: (logits.argmax(-1).int(),),
+            replace=lambda patch, around: patch.setattr(kernel, "_launch", around(kernel._launch)),
+            outputs=lambda arguments, _: arguments[:1],
+        )
+
+    def test_a_call_that_the_kernel_does_not_take_is_counted(
+        self, ours: ModuleType, subject: Subject, guard: Guard
+    ) -> None:
+        ours._aiter_greedy_sample(torch.empty(3, dtype=torch.int32), torch.randn(3, 100, dtype=torch.float64))
+        assert counters(subject) == {"calls": 0, "fallbacks": 1, "failures": 0, "shadowed": 0}
 
 
 def test_uninstall_gives_aiters_back(ours: ModuleType) -> None:

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from overlay import runtime, simulate
+from overlay.guard import Guard
 from overlay.install import MARK, held
 from overlay.model import State
 from overlay.preimage import Proof
 from patches.kernels.qk_norm_mrope import Geometry
 from tests.kernels.mrope_reference import Inputs, expected
+from tests.patches.in_release.guarding import GuardChecks, Subject, counters
 
 ID = "fix-fused-mrope-guards"
 OP = "aiter.ops.fused_qk_norm_mrope_cache_quant.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle"
@@ -461,6 +463,43 @@ def test_an_error_in_the_stepwise_path_leaves_the_layer_as_it_was(patched: Modul
     with pytest.raises(ZeroDivisionError), in_context(setup.backend):
         setup.layer(positions=setup.positions, hidden_states=setup.hidden_states, forward_batch=setup.batch)
     assert setup.layer.use_fused_qk_norm_mrope is True
+
+
+class TestGuard(GuardChecks):
+    """In the releases whose op is called by a method that the patch fills."""
+
+    @pytest.fixture
+    def setup(self, patched: ModuleType) -> Setup:
+        if upstream_guards_the_cache(patched):
+            pytest.skip("the op is called by upstream's own method, which fails as ever")
+        return make(patched)
+
+    @pytest.fixture
+    def subject(self, patched: ModuleType, setup: Setup) -> Subject:
+        slots = setup.batch.out_cache_loc
+        slots[0] = 0  # a padded token's
+
+        def call() -> tuple[Tensor, ...]:
+            output, _, *caches = setup.run()
+            return (output, *(cache[slots] for cache in caches))
+
+        def upstream() -> tuple[Tensor, ...]:
+            output, _, *caches = stepwise(setup)
+            setup.layer.use_fused_qk_norm_mrope = True
+            return (output, *(cache[slots] for cache in caches))
+
+        name = OP.rpartition(".")[2]
+        return Subject(
+            ID,
+            call=call,
+            upstream=upstream,
+            replace=lambda patch, around: patch.setattr(patched, name, around(getattr(patched, name))),
+            outputs=lambda arguments, _: (arguments[14], *(cache[int(slots[-1])] for cache in arguments[15:17])),
+        )
+
+    def test_a_call_that_does_not_fit_is_counted(self, setup: Setup, subject: Subject, guard: Guard) -> None:
+        DEFECTS["two eps"].change(setup).run()
+        assert counters(subject) == {"calls": 0, "fallbacks": 1, "failures": 0, "shadowed": 0}
 
 
 def test_uninstall_gives_the_class_back(patched: ModuleType) -> None:

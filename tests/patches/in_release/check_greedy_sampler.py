@@ -19,9 +19,12 @@ import torch
 from torch import Tensor
 
 from overlay import runtime, simulate
+from overlay.guard import Guard
 from overlay.install import held
 from overlay.model import State
 from overlay.preimage import Proof
+from patches.kernels import argmax as kernel
+from tests.patches.in_release.guarding import GuardChecks, Subject, counters
 from tests.patches.in_release.vllm_placeholder import provide_vllm
 
 KERNEL = "triton:patches.kernels.argmax._argmax_kernel"
@@ -286,6 +289,29 @@ def test_batches_that_sample_are_the_releases_own(step: Step) -> None:
     before = launches()
     step(torch.randn(4, 100), info={"is_all_greedy": False})
     assert launches() == before
+
+
+class TestGuard(GuardChecks):
+    @pytest.fixture
+    def subject(self, ours: ModuleType, group: Any, monkeypatch: pytest.MonkeyPatch) -> Subject:
+        sampler = make_sampler(ours, group, monkeypatch)
+        logits = torch.randn(3, 100)
+
+        def call() -> tuple[Tensor, ...]:
+            output = ours.LogitsProcessorOutput(next_token_logits=logits.clone())
+            return (sampler(output, batch_info(ours, 3, 100), False, [0] * 3, [None] * 3, torch.arange(3)),)
+
+        return Subject(
+            "greedy-sampler",
+            call=call,
+            upstream=lambda: (logits.argmax(-1),),
+            replace=lambda patch, around: patch.setattr(kernel, "_launch", around(kernel._launch)),
+            outputs=lambda arguments, _: arguments[:1],
+        )
+
+    def test_a_call_that_the_kernel_does_not_take_is_counted(self, step: Step, subject: Subject, guard: Guard) -> None:
+        step(torch.randn(3, 100, dtype=torch.float64))
+        assert counters(subject) == {"calls": 0, "fallbacks": 1, "failures": 0, "shadowed": 0}
 
 
 def test_uninstall_gives_the_method_back(ours: ModuleType) -> None:

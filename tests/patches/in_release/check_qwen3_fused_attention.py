@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from overlay import runtime, simulate
+from overlay.guard import Guard
 from overlay.install import held
 from overlay.model import State
 from overlay.preimage import Proof
+from patches.kernels import qk_norm_mrope as kernel
 from patches.kernels.qk_norm_mrope import Geometry
 from tests.kernels.mrope_reference import Inputs, assert_rotated, expected
 from tests.patches.in_release import one_rank
+from tests.patches.in_release.guarding import GuardChecks, Subject, counters
 from tests.patches.in_release.vllm_placeholder import provide_vllm
 
 AITER = "aiter.ops.fused_qk_norm_mrope_cache_quant.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle"
@@ -363,6 +366,55 @@ def test_what_a_layer_cannot_do_is_found_out_once(attention_class: type[Any]) ->
     setup.layer.qkv_proj.forward = projected
     assert [takes_fused(setup), takes_fused(setup)] == [False, False]
     assert len(calls) == 1
+
+
+class Launcher:
+    """Stands in for a Triton kernel, which is indexed by its grid before it is called."""
+
+    def __init__(self, launch: Callable[[Any], Callable[..., Any]]) -> None:
+        self._launch = launch
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        return self._launch(grid)
+
+
+@pytest.mark.skipif(BY_AITER, reason="the stub of aiter's op is not within our bound")
+class TestGuard(GuardChecks):
+    @pytest.fixture
+    def setup(self, attention_class: type[Any]) -> Setup:
+        setup = make(attention_class)
+        setup.batch.out_cache_loc[0] = 0  # a padded token's
+        return setup
+
+    @pytest.fixture
+    def subject(self, setup: Setup, stepwise: Callable[[Setup], tuple[Tensor, ...]]) -> Subject:
+        slots = setup.batch.out_cache_loc
+
+        def call() -> tuple[Tensor, ...]:
+            output = setup.run()
+            return (output, *(cache[slots] for cache in caches(setup)))
+
+        def upstream() -> tuple[Tensor, ...]:
+            output, _, *caches = stepwise(setup)
+            return (output, *(cache[slots] for cache in caches))
+
+        def replace(patch: pytest.MonkeyPatch, around: Callable[[Any], Any]) -> None:
+            triton = kernel._qk_norm_mrope_kernel
+            patch.setattr(kernel, "_qk_norm_mrope_kernel", Launcher(lambda grid: around(triton[grid])))
+
+        return Subject(
+            "qwen3-fused-attention",
+            call=call,
+            upstream=upstream,
+            replace=replace,
+            outputs=lambda arguments, _: (arguments[0], *(cache[int(slots[-1])] for cache in arguments[1:3])),
+        )
+
+    def test_a_call_that_the_kernel_does_not_take_is_counted(
+        self, setup: Setup, subject: Subject, guard: Guard
+    ) -> None:
+        GUARDS["another pool"](setup).run()
+        assert counters(subject) == {"calls": 0, "fallbacks": 1, "failures": 0, "shadowed": 0}
 
 
 def test_uninstall_gives_the_class_back(attention_class: type[Any]) -> None:

@@ -34,7 +34,7 @@ serve: venv
 
 # Two workers, whatever the machine: each may hold a server of 3 GB and its schedulers.
 test: releases
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 matrix: venv
 	@.venv/bin/python -m matrix

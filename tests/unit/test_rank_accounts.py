@@ -57,7 +57,7 @@ def said() -> list[dict[str, str | None]]:
     """What each rank said, by rank."""
     environ = clean_environ(PYTHONPATH=str(ROOT))
     port = str(free_port())
-    command = [sys.executable, "-m", "tests.unit.test_ranks"]
+    command = [sys.executable, "-m", "tests.unit.test_rank_accounts"]
     processes = [
         subprocess.Popen(
             [*command, str(rank), port], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

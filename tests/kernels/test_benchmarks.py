@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -18,6 +19,17 @@ from tests.kernels.conftest import ON_GPU
 
 PLACE = Place("cuda" if ON_GPU else "cpu", torch.float16)
 MACHINE = Machine("", "", 1, 1, 1, {}, 1e12, 1e15)
+PEERS = {"sglang", "aiter", "liger_kernel", "sgl_kernel", "sglang_dev"}
+
+
+@pytest.fixture(autouse=True)
+def no_peer_stays() -> Iterator[None]:
+    """What a suite finds installed, such as a whole sglang, is not for the tests after it."""
+    before = set(sys.modules)
+    yield
+    for name in sys.modules.keys() - before:
+        if name.partition(".")[0] in PEERS:
+            del sys.modules[name]
 
 
 def measured(case: Case) -> CaseResult:

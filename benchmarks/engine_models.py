@@ -41,6 +41,7 @@ QWEN3_5: Mapping[str, Any] = {
     "architectures": ["Qwen3_5MoeForConditionalGeneration"],
     "model_type": "qwen3_5_moe",
     "dtype": "bfloat16",
+    "tie_word_embeddings": False,
     "text_config": {
         **_SHAPE,
         "model_type": "qwen3_5_moe_text",

@@ -1,4 +1,4 @@
-"""Decodes with the real sglang 0.5.12 and different kernels of GemmaRMSNorm, under CUDA graphs: tokens and speed.
+"""Decodes with the real sglang and different kernels of GemmaRMSNorm, under CUDA graphs: tokens and speed.
 
     python -m benchmarks.norm_engine [--model qwen3-next|qwen3.5] [--form NAME...] [--batch 1 16 64] [--json out.json]
 
@@ -7,13 +7,15 @@ Each form runs in one process, which decodes every batch `--repetitions` times a
 - native: `forward_native`, which is what ROCm gets through 0.5.9, and in 0.5.12 without aiter and vLLM;
 - sgl_kernel: the fused CUDA op that upstream runs on NVIDIA, and no AMD GPU has;
 - ours: `gemma-rmsnorm`, installed as in an AMD process;
-- all: that, `greedy-sampler`, and on qwen3.5 `qwen3_5-alt-stream` with all three of its variables.
+- all: everything that applies together: that, `greedy-sampler`, and on qwen3.5 `qwen3_5-alt-stream` with all three of
+  its variables;
+- control: ours, with the weight where 1 + weight belongs. It must decode other tokens, or equal ones would say nothing.
 
-Ours is within one unit in the last place of native, not bit-identical: a token whose two best logits are as near as
-that may differ, and every later one of its sequence with it. So equal sequences are counted, not required.
+The weights make the right tokens stand out (`benchmarks.engine`), so every form but the control must decode the very
+tokens of the first; exits with status 1 otherwise.
 
-Needs an NVIDIA GPU, sglang 0.5.12 and what it imports, for sgl_kernel its kernel package; exits with status 2 without a
-GPU.
+Needs an NVIDIA GPU, sglang 0.5.12 or 0.5.9 and what it imports, for sgl_kernel its kernel package; exits with status 2
+without a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ from benchmarks.engine import (
 )
 from benchmarks.engine_models import MODELS
 
-_FORMS = ("native", "sgl_kernel", "ours", "all")
+_CONTROL = "control"
+_FORMS = ("native", "sgl_kernel", "ours", "all", _CONTROL)
 
 
 def main() -> int:
@@ -78,7 +81,19 @@ def main() -> int:
     if options.json:
         document = {"schema": 1, "gpu": gpu, "torch": torch.__version__, "model": options.model, "runs": runs}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0
+    wrong = wrong_tokens(runs)
+    print(*wrong, sep="\n", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def wrong_tokens(runs: Mapping[str, Served]) -> list[str]:
+    """Forms whose tokens are not as they must be, compared with the first; the control's must be others."""
+    base, *others = runs
+    return [
+        f"{form} decoded {'the' if equal else 'other'} tokens {'that' if equal else 'than'} {base} decoded"
+        for form in others
+        if (equal := runs[form]["tokens"] == runs[base]["tokens"]) == (form == _CONTROL)
+    ]
 
 
 def table(runs: Mapping[str, Served], batches: Sequence[int]) -> list[str]:
@@ -98,7 +113,8 @@ def table(runs: Mapping[str, Served], batches: Sequence[int]) -> list[str]:
     for form, served in runs.items():
         repeats = "the same tokens every time" if served["repeats"] else "NOT the same tokens every time"
         norms = ", ".join(f"{count} x {name}" for name, count in served["norms"].items())
-        lines.append(f"- {form}: {norms}; {repeats}; distinct tokens {distinct_tokens(served)}")
+        lead = min(served["leads"].values())
+        lines.append(f"- {form}: {norms}; {repeats}; distinct tokens {distinct_tokens(served)}; least lead {lead:.2f}")
     return lines
 
 
@@ -108,13 +124,13 @@ def _variables(form: str) -> dict[str, str]:
 
 def _prepare(form: str, model: str) -> None:
     """In the child, before the model is built."""
-    if form in ("ours", "all"):
+    if form == "native":
+        _dispatch(lambda norm: norm.forward_native)
+    elif form != "sgl_kernel":
         from patches import gemma_rmsnorm
 
         install(gemma_rmsnorm.PATCH)
-        _dispatch_to("forward_hip")
-    elif form == "native":
-        _dispatch_to("forward_native")
+        _dispatch(_without_the_one if form == _CONTROL else lambda norm: norm.forward_hip)
     if form == "all":
         from patches import greedy_sampler, qwen3_5_alt_stream
 
@@ -123,15 +139,24 @@ def _prepare(form: str, model: str) -> None:
             install(qwen3_5_alt_stream.PATCH)
 
 
-def _dispatch_to(method: str) -> None:
-    """Every GemmaRMSNorm runs `method`, as it would on the platform that dispatches to it."""
+def _dispatch(method_of: Callable[[Any], Callable[..., Any]]) -> None:
+    """Every GemmaRMSNorm runs `method_of(norm)`, as it would on the platform that dispatches to it."""
     import wrapt
 
     def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> None:
         wrapped(*args, **kwargs)
-        instance._forward_method = getattr(instance, method)
+        instance._forward_method = method_of(instance)
 
     wrapt.wrap_function_wrapper("sglang.srt.layers.layernorm", "GemmaRMSNorm.__init__", wrapper)
+
+
+def _without_the_one(norm: Any) -> Callable[..., Any]:
+    from patches.kernels.gemma_rmsnorm import gemma_rmsnorm
+
+    def forward_without_the_one(x: Any, residual: Any = None, post_residual_addition: Any = None) -> Any:
+        return gemma_rmsnorm(x, norm.weight.data - 1, norm.variance_epsilon, residual, post_residual_addition)
+
+    return forward_without_the_one
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ by the next call and by every graph captured before.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -50,7 +50,10 @@ def _gemma_rmsnorm_kernel(
     N: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
+    if PDL:  # launched while the kernel before it in the stream still runs: nothing may be touched before that ends
+        tl.extra.cuda.gdc_wait()
     first_row = tl.program_id(0).to(tl.int64) * ROWS  # 64 bits: m * N passes 2**31 in a long prefill
     rows = tl.arange(0, ROWS).to(tl.int64)[:, None]
     cols = tl.arange(0, BLOCK)[None, :]
@@ -116,6 +119,20 @@ def _current_launch_config(n: int) -> LaunchConfig:
     if tuned is not None:
         return LaunchConfig(triton.next_power_of_2(n), **tuned)
     return launch_config(n, triton.runtime.driver.active.get_current_target().warp_size)
+
+
+@functools.cache
+def _launch_options() -> Mapping[str, bool]:
+    """CUDA's programmatic dependent launch where there is one: Hopper and later, not ROCm.
+
+    A program then starts while the kernel before it ends. In the graph of a decode step of sglang 0.5.12, 41 norms so
+    launched take every gap between two kernels from 0.42 to 0.10 us, those of other kernels too (H200).
+    """
+    if not _INTERPRETED:
+        target = triton.runtime.driver.active.get_current_target()
+        if target.backend == "cuda" and target.arch >= 90:
+            return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
 
 
 def _is_addend(t: Tensor, x: Tensor) -> bool:
@@ -251,7 +268,7 @@ def _launch(
     with device.guard(index):
         _gemma_rmsnorm_kernel[((m + rows - 1) // rows,)](
             y, s, x, residual, post, weight, m, x_stride, residual_stride, post_stride, eps,
-            N=n, BLOCK=block, ROWS=rows, num_warps=num_warps,
+            N=n, BLOCK=block, ROWS=rows, num_warps=num_warps, **_launch_options(),
         )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def compile_variant(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     }
     config = kernel.launch_config(variant.n, target.warp_size)
     constants: dict[str, Any] = {name: None for name, element in pointers.items() if element is None}
-    constants |= {"N": variant.n, "BLOCK": config.block, "ROWS": config.rows}
+    constants |= {"N": variant.n, "BLOCK": config.block, "ROWS": config.rows, "PDL": False}
     signature = {name: f"*{element}" for name, element in pointers.items() if element is not None}
     signature |= {"m": "i32", "x_stride": "i32", "residual_stride": "i32", "post_stride": "i32", "eps": "fp32"}
     aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith("_stride")]

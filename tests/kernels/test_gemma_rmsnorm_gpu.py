@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from patches.kernels import gemma_rmsnorm as kernel
@@ -121,6 +123,34 @@ def test_one_build_serves_every_batch_size() -> None:
         x, weight, residual, _ = inputs(m, n, torch.float16)
         gemma_rmsnorm(x, weight, EPS, residual)
     assert len(kernel_cache) == before + 1
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _announce_then_write(x_ptr: tl.tensor, turns: tl.tensor, N: tl.constexpr) -> None:
+    """Lets the kernel after it start, and writes 1 to every element long after that."""
+    tl.extra.cuda.gdc_launch_dependents()
+    value = tl.zeros((), tl.float32)
+    for _ in range(turns):
+        value = tl.sqrt(value + 1.0)
+    cols = tl.arange(0, N)
+    tl.store(x_ptr + tl.program_id(0) * N + cols, tl.where(cols >= 0, tl.minimum(value, 1.0), 0.0))
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.version.hip is not None or torch.cuda.get_device_capability() < (9, 0),
+    reason="needs a GPU with programmatic dependent launch",
+)
+def test_the_norm_waits_for_the_kernel_that_writes_its_input(dtype: torch.dtype) -> None:
+    """A program of the norm is on the GPU before the kernel ahead of it has written anything."""
+    x = torch.zeros(4, 1024, dtype=dtype, device="cuda")
+    weight = torch.zeros(1024, dtype=dtype, device="cuda")
+    gemma_rmsnorm(x, weight, EPS)  # compiled before
+    _announce_then_write[(4,)](x, 1, N=1024, launch_pdl=True)
+    x.zero_()
+    torch.cuda.synchronize()
+    _announce_then_write[(4,)](x, 200_000, N=1024, launch_pdl=True)
+    y = gemma_rmsnorm(x, weight, EPS)
+    assert isinstance(y, Tensor) and bool((y == 1).all())
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

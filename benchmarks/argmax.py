@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.case import GPU, AbsentError, Case, Group, Maker, Place, Prepared
 from benchmarks.peers import load
+from benchmarks.peers.compiled import compiled
 from patches.kernels.argmax import greedy_argmax
 from patches.proofs.argmax import native, reference
 
@@ -59,15 +60,10 @@ def _makers(batch: int, vocab: int, place: Place) -> dict[str, Maker]:
     makers: dict[str, Callable[[], Argmax]] = {
         "ours": lambda: greedy_argmax,
         "torch.argmax": lambda: native,
-        "torch.compile": _compiled,
+        "torch.compile": lambda: compiled(native),
         "aiter HIP": partial(_aiter, batch),
     }
     return {name: partial(prepare, make) for name, make in makers.items()}
-
-
-def _compiled() -> Argmax:
-    torch._dynamo.reset()
-    return torch.compile(native, dynamic=False)
 
 
 def _aiter(batch: int) -> Argmax:

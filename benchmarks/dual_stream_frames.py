@@ -13,11 +13,9 @@ Needs sglang 0.5.10 to 0.5.12.post1 and what it imports; no GPU. Exits with stat
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.frame_count import json_option, profiled, write
 from overlay import runtime
 from overlay.model import State
 from overlay.simulate import torch_streams
@@ -45,8 +44,7 @@ class Frames:
 
 
 def frames(call: Callable[[], object]) -> Frames:
-    """Run `call` once to settle what is decided lazily, then once under the profiler."""
-    call()
+    """Of `call` when it runs for the second time."""
     calls = depth = deepest = 0
 
     def profile(_frame: FrameType, event: str, _argument: object) -> None:
@@ -57,12 +55,7 @@ def frames(call: Callable[[], object]) -> Frames:
         elif event == "return":
             depth -= 1
 
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        call()
-    finally:
-        sys.setprofile(before)
+    profiled(call, profile)
     return Frames(calls, deepest)
 
 
@@ -113,9 +106,7 @@ def compare() -> dict[str, tuple[Frames, Frames]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
-    arguments = parser.parse_args()
+    path = json_option(__doc__)
     arguments_of_server = one_rank.start()
     arguments_of_server.disable_piecewise_cuda_graph = True
     from sglang.srt.models import deepseek_v2, qwen3_5
@@ -129,8 +120,8 @@ def main() -> int:
     print(f"{'forward':18}{'ours':>8}{'upstream':>10}{'depth ours':>12}{'upstream':>10}")
     for name, (ours, upstream) in rows.items():
         print(f"{name:18}{ours.calls:8}{upstream.calls:10}{ours.depth:12}{upstream.depth:10}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({n: [asdict(one) for one in pair] for n, pair in rows.items()}, indent=1))
+    if path is not None:
+        write(path, rows)
     return 0
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.case import GPU, Case, Group, Maker, Place, Prepared
 from benchmarks.peers import load
+from benchmarks.peers.compiled import compiled
 from patches.kernels.gemma_rmsnorm import gemma_rmsnorm
 from patches.proofs.gemma_rmsnorm import native, reference
 
@@ -76,7 +77,7 @@ def _new_tensors(n: int, rows: int, place: Place, with_residual: bool) -> dict[s
     makers: dict[str, Callable[[], Norm]] = {
         "ours": lambda: _ours,
         "unfused": lambda: _unfused,
-        "torch.compile": _compiled,
+        "torch.compile": lambda: compiled(_unfused),
         "SGLang 0.5.23": _sglang,
         "Liger": _liger,
         "aiter Triton": partial(_aiter, weight),
@@ -121,12 +122,6 @@ def _ours_in_place(x: Tensor, weight: Tensor, residual: Tensor | None) -> Sequen
 
 def _unfused(x: Tensor, weight: Tensor, residual: Tensor | None) -> Sequence[Tensor]:
     return native(x, weight, _EPS, residual)
-
-
-def _compiled() -> Norm:
-    """The unfused operations, specialised anew: torch.compile does best when every size is a constant."""
-    torch._dynamo.reset()
-    return torch.compile(_unfused, dynamic=False)
 
 
 def _sglang() -> Norm:

@@ -16,12 +16,10 @@ what it imports; no GPU. Exits with status 1 where a patch adds a frame above it
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -30,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.frame_count import json_option, profiled, write
 from overlay import runtime
 from overlay.model import State
 from tests.patches.in_release import one_rank
@@ -51,9 +50,8 @@ class Frames:
 
 
 def frames(call: Call, method_in: str) -> Frames:
-    """Run `call` once to settle what is decided lazily, then once under the profiler. The method is the first function
-    of a file whose name begins with `method_in`."""
-    call()
+    """Of `call` when it runs for the second time. The method is the first function of a file whose name begins with
+    `method_in`."""
     entered: list[tuple[int, str]] = []
     depth = launched = 0
 
@@ -70,12 +68,7 @@ def frames(call: Call, method_in: str) -> Frames:
                 launched = 0
             depth -= 1
 
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        call()
-    finally:
-        sys.setprofile(before)
+    profiled(call, profile)
     above = next(depth for depth, file in entered if file.startswith(method_in)) - 1
     return Frames(above - 1, len(entered) - 1)  # `call` itself stands on top
 
@@ -136,9 +129,7 @@ def measure(overlay: runtime.Runtime) -> dict[str, tuple[Frames, Frames]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
-    arguments = parser.parse_args()
+    path = json_option(__doc__)
     provide_vllm()
     one_rank.start()
     for module in {layer.module for layer in LAYERS}:
@@ -151,8 +142,8 @@ def main() -> int:
     print(f"{'layer':28}{'above: ours':>12}{'upstream':>10}{'in all: ours':>14}{'upstream':>10}")
     for name, (ours, upstream) in rows.items():
         print(f"{name:28}{ours.above:12}{upstream.above:10}{ours.in_all:14}{upstream.in_all:10}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({n: [asdict(one) for one in pair] for n, pair in rows.items()}, indent=1))
+    if path is not None:
+        write(path, rows)
     return int(any(ours.above > upstream.above for ours, upstream in rows.values()))
 
 

@@ -69,7 +69,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")[:200]
 
 
-def worst_errors(group: GroupResult) -> dict[str, Mapping[str, float]]:
+def worst_errors(group: GroupResult) -> Mapping[str, Mapping[str, float]]:
     """Each implementation's largest error over the cases, by measure."""
     worst: dict[str, dict[str, float]] = {}
     for case in group.cases:
@@ -77,4 +77,4 @@ def worst_errors(group: GroupResult) -> dict[str, Mapping[str, float]]:
             mine = worst.setdefault(result.implementation, {})
             for measure, value in result.errors.items():
                 mine[measure] = max(value, mine.get(measure, 0.0))
-    return {name: worst[name] for name in worst}
+    return worst

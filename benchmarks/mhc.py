@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.case import GPU, AbsentError, Case, Group, Maker, Place, Prepared
 from benchmarks.peers import load
+from benchmarks.peers.compiled import compiled
 from patches.kernels.mhc import MIXES, STREAMS, Boundary, Constants, mhc_post_pre
 from patches.proofs.mhc import Inputs, coefficients, native
 
@@ -57,7 +58,7 @@ def _makers(hidden: int, tokens: int, place: Place) -> dict[str, Maker]:
     makers: dict[str, Callable[[], Step]] = {
         "ours": lambda: lambda given: mhc_post_pre(*given, _CONSTANTS),
         "unfused": lambda: _unfused,
-        "torch.compile": _compiled,
+        "torch.compile": lambda: compiled(_unfused),
         "aiter Triton": _aiter,
     }
     return {name: partial(prepare, make) for name, make in makers.items()}
@@ -96,12 +97,6 @@ def _errors(inputs: Inputs, made: Boundary) -> dict[str, float]:
 
 def _unfused(inputs: Inputs) -> Boundary:
     return native(inputs, _CONSTANTS)
-
-
-def _compiled() -> Step:
-    """The unfused operations, specialised anew: torch.compile does best when every size is a constant."""
-    torch._dynamo.reset()
-    return torch.compile(_unfused, dynamic=False)
 
 
 def _aiter() -> Step:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.case import GPU, AbsentError, Case, Group, Maker, Place, Prepared
 from benchmarks.peers import load
+from benchmarks.peers.compiled import compiled
 from patches.kernels.qk_norm_mrope import Geometry, qk_norm_mrope
 from patches.proofs.qk_norm_mrope import Inputs, native, reference
 
@@ -64,7 +65,7 @@ def _makers(geometry: Geometry, tokens: int, place: Place) -> dict[str, Maker]:
     makers: dict[str, tuple[Callable[[], Prologue], Inputs]] = {
         "ours": (lambda: _ours, drawn),
         "unfused": (lambda: native, drawn),
-        "torch.compile": (_compiled, drawn),
+        "torch.compile": (lambda: compiled(native), drawn),
         "aiter Triton, one axis": (partial(_aiter, text_only), text_only),
     }
     return {name: partial(prepare, *made) for name, made in makers.items()}
@@ -105,12 +106,6 @@ def _errors(geometry: Geometry, inputs: Inputs, q: Tensor) -> dict[str, float]:
 
 def _ours(geometry: Geometry, inputs: Inputs) -> Tensor:
     return qk_norm_mrope(geometry, *inputs)
-
-
-def _compiled() -> Prologue:
-    """The unfused operations, specialised anew: torch.compile does best when every size is a constant."""
-    torch._dynamo.reset()
-    return torch.compile(native, dynamic=False)
 
 
 def _aiter(given: Inputs) -> Prologue:

@@ -20,7 +20,9 @@ from torch import Tensor
 from benchmarks.case import GPU, AbsentError, Case, Group, Maker, Place, Prepared
 from benchmarks.peers import load
 from benchmarks.peers.autotuning import compiled_at_once
+from benchmarks.peers.compiled import compiled
 from benchmarks.timing import side_stream
+from overlay.bound import mismatches
 from patches.kernels.sparse_mla import BYTES_PER_KEY, HEAD_DIM, Scope, sparse_decode
 
 _SUITE = "sparse_mla"
@@ -160,7 +162,7 @@ def _replay_errors(given: Inputs) -> dict[str, float]:
         graph.replay()
         plain = _ours(inputs)
         torch.cuda.synchronize()
-    return {"replay differs": float(sum(map(differing, replayed, plain)))}
+    return {"replay differs": sum(map(mismatches, replayed, plain))}
 
 
 def copied(given: Inputs) -> Inputs:
@@ -181,12 +183,6 @@ def change(inputs: Inputs) -> None:
         tokens.bitwise_xor_(0x80)
 
 
-def differing(one: Tensor, other: Tensor) -> int:
-    """How many elements do not have the same bits: a NaN equals itself."""
-    bits = {2: torch.int16, 4: torch.int32}[one.element_size()]
-    return int((one.view(bits) != other.view(bits)).sum())
-
-
 def _ours(inputs: Inputs) -> Output:
     return sparse_decode(inputs.q, (inputs.window, inputs.chosen), _SCALE, inputs.sink)
 
@@ -202,11 +198,9 @@ def _unfused(tokens: int) -> Decode:
 
 
 def _compiled(tokens: int) -> Decode:
-    """Specialised anew: torch.compile does best when every size is a constant."""
     if tokens > _MOST_COMPILED:
         raise AbsentError(f"compiled for up to {_MOST_COMPILED} tokens only: each size takes it long")
-    torch._dynamo.reset()
-    return torch.compile(_gathering, dynamic=False)
+    return compiled(_gathering)
 
 
 def _dev_build(module: str) -> Any:

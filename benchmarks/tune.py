@@ -57,6 +57,8 @@ class Tunable:
     makes_sense: Callable[[Parameters, Config, int], bool]
     served: Callable[[Case], bool] = lambda _: True
     """Whether the patch hands a case of the suite to the kernel: others do not count."""
+    forget: Callable[[], None] = lambda: None
+    """Drops the launches that `module` keeps: they were made of what `lookup` answered before."""
 
 
 def _norm_makes_sense(shape: Parameters, config: Config, warp_size: int) -> bool:
@@ -103,6 +105,7 @@ TUNABLES: Mapping[str, Tunable] = {
         lambda shape, warp_size: qk_norm_mrope.launch_config(_geometry(shape), warp_size),
         lambda _: {},
         _mrope_makes_sense,
+        forget=qk_norm_mrope._current_launch.cache_clear,
     ),
     "mhc": Tunable(
         mhc,
@@ -165,11 +168,11 @@ def microseconds(
 ) -> tuple[float, Mapping[str, float]]:
     """Of ours with the configuration forced, and its errors."""
     forced = tunable.module.LaunchConfig(**tunable.fixed(sized.case.parameters), **config)
-    qk_norm_mrope._current_launch.cache_clear()
+    tunable.forget()
     with mock.patch.object(tunable.module, tunable.lookup, lambda *_: forced):
         ours = next(iter(sized.case.makers().values()))()
         timing = timer(ours.call)
-    qk_norm_mrope._current_launch.cache_clear()
+    tunable.forget()
     return timing.median, ours.errors
 
 

@@ -59,8 +59,9 @@ def _rows(names: Mapping[str, Sighting]) -> dict[str, list[object]]:
 
 def loads(text: str) -> Table:
     """The reverse of `dumps`."""
-    memory = Memory(json.loads(text))
-    return {file: memory.of(file) for file in json.loads(text)}
+    rows = json.loads(text)
+    memory = Memory(rows)
+    return {file: memory.of(file) for file in rows}
 
 
 def read() -> Table:

@@ -82,7 +82,7 @@ def ulps(got: Tensor, want: Tensor) -> float:
 
 def absolute(got: Tensor, want: Tensor) -> float:
     """The largest difference of two elements, formed in float64."""
-    return _largest(_differences, got, want)
+    return _largest(differences, got, want)
 
 
 def row_eps(got: Tensor, want: Tensor) -> float:
@@ -91,8 +91,19 @@ def row_eps(got: Tensor, want: Tensor) -> float:
     return _largest(_row_differences, got, want)
 
 
+def comparable(got: Tensor, want: Tensor) -> bool:
+    """Whether two tensors have one shape, and NaN in the same places."""
+    return got.shape == want.shape and not bool((got.isnan() != want.isnan()).any())
+
+
+def differences(got: Tensor, want: Tensor) -> Tensor:
+    """Element by element in float64; 0 where both hold the same infinity, or NaN."""
+    wide, other = got.double(), want.double()
+    return (wide - other).abs().masked_fill((wide == other) | other.isnan(), 0.0)
+
+
 def _largest(measure: Callable[[Tensor, Tensor], Tensor], got: Tensor, want: Tensor) -> float:
-    if got.shape != want.shape or bool((got.isnan() != want.isnan()).any()):
+    if not comparable(got, want):
         return math.inf
     return max((float(measure(a, b).max()) for a, b in _pieces(got, want)), default=0.0)
 
@@ -118,17 +129,11 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return (_position(a) - _position(b)).abs().masked_fill(b.isnan(), 0)
 
 
-def _differences(a: Tensor, b: Tensor) -> Tensor:
-    """In float64; 0 where both hold the same infinity, or NaN."""
-    wide, other = a.double(), b.double()
-    return (wide - other).abs().masked_fill((wide == other) | other.isnan(), 0.0)
-
-
 def _row_differences(a: Tensor, b: Tensor) -> Tensor:
     import torch
 
     magnitude = b.double().abs().masked_fill(~b.isfinite(), 0).amax(-1, keepdim=True)
-    off = _differences(a, b)
+    off = differences(a, b)
     return torch.where(off == 0, 0.0, off / (torch.finfo(b.dtype).eps * magnitude))
 
 

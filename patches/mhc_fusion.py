@@ -26,7 +26,7 @@ _IN_FLIGHT = 2
 """Micro-batches that two-batch overlap interleaves within one layer."""
 
 
-_POST_MULT = 2.0
+POST_MULT = 2.0
 """`_MHC_POST_MULT_VALUE` of 0.5.13 to 0.5.18 (deepseek_v4.py:131 of the first)."""
 
 
@@ -110,4 +110,4 @@ class Fusion:
 def _constants(layer: Any) -> Constants:
     from patches.kernels.mhc import Constants
 
-    return Constants(layer.rms_norm_eps, layer.hc_eps, _POST_MULT, layer.hc_sinkhorn_iters)
+    return Constants(layer.rms_norm_eps, layer.hc_eps, POST_MULT, layer.hc_sinkhorn_iters)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlay.bound import Bound, Measured, worst
+from overlay.bound import Bound, Measured, comparable, differences, worst
 
 if TYPE_CHECKING:
     import torch
@@ -103,10 +103,9 @@ def within(name: str, want: Tensor, tolerance: Tensor) -> Expected:
 def _of_tolerance(tolerance: Tensor) -> Callable[[Tensor, Tensor], float]:
     def of_tolerance(got: Tensor, want: Tensor) -> float:
         """The largest part of its tolerance that an element uses up."""
-        if got.shape != want.shape or bool((got.isnan() != want.isnan()).any()):
+        if not comparable(got, want):
             return math.inf
-        a, b = got.double(), want.double()
-        off = (a - b).abs().masked_fill((a == b) | b.isnan(), 0.0)
+        off = differences(got, want)
         share = (off / tolerance).masked_fill(off == 0, 0.0)
         return float(share.max()) if share.numel() else 0.0
 

@@ -16,12 +16,9 @@ from patches import dsv4_fused_mhc as patch
 from patches.kernels import mhc as own
 from patches.kernels.mhc import MAX_TOKENS, MIXES, STREAMS, Boundary, Constants
 from patches.kernels.mhc_aiter import AiterMhc
+from patches.mhc_fusion import POST_MULT
 
 _N = STREAMS
-#: `_MHC_POST_MULT_VALUE` of 0.5.13 (deepseek_v4.py:131).
-_POST_MULT = 2.0
-#: What post and comb may be off: aiter's kernel rounds fn to 16 bits (AMD_SGLANG_DSV4_MHC_BACKEND).
-_BOUND, _BOUND_OF_AITER = 1e-5, 1e-2
 
 
 class Inputs(NamedTuple):
@@ -82,13 +79,19 @@ def reference(inputs: Inputs, constants: Constants, streams: Tensor, coefficient
     y = torch.einsum("mi,mic->mc", want.pre, made)
     summed = torch.einsum("mi,mic->mc", want.pre, made.abs())
     dtype = inputs.x.dtype
-    slack = _half_unit(y, dtype) + 2**-20 * summed + coefficient * made.abs().sum(1)
+    slack = half_unit(y, dtype) + 2**-20 * summed + coefficient * made.abs().sum(1)
     return [
-        within("a stream", exact, _half_unit(exact, dtype) + 2**-20 * magnitude),
+        within("a stream", exact, half_unit(exact, dtype) + 2**-20 * magnitude),
         within("the layer's input", y, slack),
         Expected(Bound("post", coefficient, absolute), want.post),
         Expected(Bound("comb", coefficient, absolute), want.comb),
     ]
+
+
+def half_unit(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half the distance between the values of `dtype` around each element, which is what one rounding may move it."""
+    near = exact.abs().to(dtype)
+    return (torch.nextafter(near, torch.full_like(near, float("inf"))).double() - near.double()) / 2
 
 
 def make_inputs(draw: Draw, tokens: int, hidden: int, dtype: torch.dtype) -> Inputs:
@@ -114,29 +117,25 @@ def cases(shapes: Shapes) -> Iterator[Case]:
         connections = model.hyper_connections
         for tokens in shapes.tokens:
             if connections is not None and connections.streams == STREAMS and tokens <= MAX_TOKENS:
-                constants = Constants(model.eps, connections.eps, _POST_MULT, connections.iterations)
+                constants = Constants(model.eps, connections.eps, POST_MULT, connections.iterations)
                 yield _case(aiter, tokens, model.hidden_size, getattr(torch, model.dtype), constants)
 
 
 def _case(aiter: AiterMhc | None, tokens: int, hidden: int, dtype: torch.dtype, constants: Constants) -> Case:
     run: Callable[..., Boundary] = own.mhc_post_pre if aiter is None else aiter
+    kernel = "triton" if aiter is None else "aiter"
+    *_, of_comb = patch.bounds_of(kernel)
 
     def expected(given: Tensors, made: Sequence[Tensor]) -> list[Expected]:
         inputs = Inputs(*(t for t in given if t is not None))
-        return reference(inputs, constants, made[0], _BOUND if aiter is None else _BOUND_OF_AITER)
+        return reference(inputs, constants, made[0], of_comb.limit)
 
     return Case(
         label=f"{tokens} x 4 x {hidden} {str(dtype).removeprefix('torch.')}",
-        kernel="triton" if aiter is None else "aiter",
+        kernel=kernel,
         inputs=lambda draw: make_inputs(draw, tokens, hidden, dtype),
         takes=own.supports if aiter is None else aiter.supports,
         fused=lambda *tensors: run(*tensors, constants),
         replaced=lambda *tensors: native(Inputs(*tensors), constants),
         expected=expected,
     )
-
-
-def _half_unit(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half the distance between the values of `dtype` around each element, which is what one rounding may move it."""
-    near = exact.abs().to(dtype)
-    return (torch.nextafter(near, torch.full_like(near, float("inf"))).double() - near.double()) / 2

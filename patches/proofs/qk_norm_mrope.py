@@ -73,7 +73,24 @@ def reference(geometry: Geometry, inputs: Inputs) -> tuple[Rotated, Rotated, Ten
     q, k, v = split(geometry, inputs.qkv)
     tables = inputs.cos_sin[inputs.positions].double().chunk(2, -1)
     cos, sin = (_mixed(geometry, table) for table in tables)
-    return _rotated(geometry, q, inputs.q_weight, cos, sin), _rotated(geometry, k, inputs.k_weight, cos, sin), v
+    return rotated(geometry, q, inputs.q_weight, cos, sin), rotated(geometry, k, inputs.k_weight, cos, sin), v
+
+
+def rotated(geometry: Geometry, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Rotated:
+    """The definition for one kind of heads: x (tokens, heads, head_size); cos, sin (tokens, 1, head_size / 2)."""
+    wide = x.double()
+    exact = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + geometry.eps) * weight.double()
+    normed = exact.to(x.dtype)
+    # float32 rounds four times on the way: a relative 2**-21 at most, twice that with an approximate rsqrt.
+    either_way = (exact * (1 - 2.0**-20)).to(x.dtype) != (exact * (1 + 2.0**-20)).to(x.dtype)
+    a, b = _pairs(normed.double(), geometry)
+    # In float32, as the kernel: of the sum of two products, which is rounded once more by the store.
+    value = _unpaired(a * cos - b * sin, b * cos + a * sin, geometry).float().to(x.dtype)
+    tie = torch.logical_or(*_pairs(either_way, geometry))
+    larger = torch.maximum(a.abs(), b.abs()).to(x.dtype)
+    unit = (torch.nextafter(larger, torch.full_like(larger, float("inf"))) - larger).double()
+    allowed = torch.where(tie, 2 * unit, 0.0)
+    return Rotated(value, _unpaired(allowed, allowed, geometry))
 
 
 def split(geometry: Geometry, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,22 +193,6 @@ def _mixed(geometry: Geometry, table: Tensor) -> Tensor:
             taken = slice(t, t + h) if axis == 1 else slice(t + h, None)
         chosen[:, taken] = table[axis, :, taken]
     return chosen[:, None]
-
-
-def _rotated(geometry: Geometry, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Rotated:
-    wide = x.double()
-    exact = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + geometry.eps) * weight.double()
-    normed = exact.to(x.dtype)
-    # float32 rounds four times on the way: a relative 2**-21 at most, twice that with an approximate rsqrt.
-    either_way = (exact * (1 - 2.0**-20)).to(x.dtype) != (exact * (1 + 2.0**-20)).to(x.dtype)
-    a, b = _pairs(normed.double(), geometry)
-    # In float32, as the kernel: of the sum of two products, which is rounded once more by the store.
-    value = _unpaired(a * cos - b * sin, b * cos + a * sin, geometry).float().to(x.dtype)
-    tie = torch.logical_or(*_pairs(either_way, geometry))
-    larger = torch.maximum(a.abs(), b.abs()).to(x.dtype)
-    unit = (torch.nextafter(larger, torch.full_like(larger, float("inf"))) - larger).double()
-    allowed = torch.where(tie, 2 * unit, 0.0)
-    return Rotated(value, _unpaired(allowed, allowed, geometry))
 
 
 def _pairs(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:

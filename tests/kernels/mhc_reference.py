@@ -9,6 +9,7 @@ from torch import Tensor
 
 from patches.kernels.mhc import MIXES, STREAMS, Boundary, Constants, Norm
 from patches.proofs.mhc import Inputs as Inputs
+from patches.proofs.mhc import half_unit as half_unit
 
 CONSTANTS = Constants(rms_eps=1e-6, hc_eps=1e-6, post_mult=2.0, iterations=20)
 
@@ -73,12 +74,6 @@ def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
         p = p / (p.sum(-1, keepdim=True) + eps)
         p = p / (p.sum(-2, keepdim=True) + eps)
     return p
-
-
-def half_unit(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half the distance between the values of `dtype` around each element, which is what one rounding may move it."""
-    near = exact.abs().to(dtype)
-    return (torch.nextafter(near, torch.full_like(near, float("inf"))).double() - near.double()) / 2
 
 
 def assert_boundary(made: Boundary, inputs: Inputs, constants: Constants = CONSTANTS, norm: Norm | None = None) -> None:

@@ -7,7 +7,6 @@ executed a second time under another module name and out of the overlay's sight,
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ from overlay.install import MARK
 from overlay.model import State
 from patches.kernels import argmax as kernel
 from tests.patches.in_release.guarding import GuardChecks, Subject, counters
+from tests.patches.in_release.untouched import executed_again
 
 LANES = 16
 KERNEL = "triton:patches.kernels.argmax._argmax_kernel"
@@ -49,11 +49,7 @@ def ours() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def pristine(ours: ModuleType) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pristine_sampler", str(ours.__file__))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return executed_again(ours)
 
 
 class AnyAttribute(SimpleNamespace):

@@ -9,7 +9,6 @@ release's module, executed a second time out of the overlay's sight, shows what 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +27,7 @@ from overlay.preimage import Proof
 from patches.kernels.qk_norm_mrope import Geometry
 from tests.kernels.mrope_reference import Inputs, expected
 from tests.patches.in_release.guarding import GuardChecks, Subject, counters
+from tests.patches.in_release.untouched import executed_again
 
 ID = "fix-fused-mrope-guards"
 OP = "aiter.ops.fused_qk_norm_mrope_cache_quant.fused_qk_norm_mrope_3d_cache_pts_quant_shuffle"
@@ -47,11 +47,7 @@ def patched() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def pristine(patched: ModuleType) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pristine_qwen3", str(patched.__file__))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = executed_again(patched)
     assert not hasattr(module.Qwen3Attention.forward, MARK)
     return module
 

@@ -8,8 +8,6 @@ overlay's sight.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,6 +23,7 @@ from overlay.model import State
 from overlay.preimage import Proof
 from patches.kernels import argmax as kernel
 from tests.patches.in_release.guarding import GuardChecks, Subject, counters
+from tests.patches.in_release.untouched import executed_again
 from tests.patches.in_release.vllm_placeholder import provide_vllm
 
 KERNEL = "triton:patches.kernels.argmax._argmax_kernel"
@@ -48,11 +47,7 @@ def ours() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def pristine(ours: ModuleType) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pristine_sampler", str(ours.__file__))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return executed_again(ours)
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from prometheus_client import Counter
 
 from overlay import runtime
 from overlay.web import attach
+from tests.patches.in_release.vllm_placeholder import provide_vllm
 
 KEY = {"Authorization": "Bearer sesame"}
 PATHS = ("/overlay", "/overlay/status")
@@ -26,10 +25,7 @@ UPSTREAM = Counter("upstream_requests_total", "Stands for a metric of sglang's."
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    # Releases before 0.5.8 import vLLM's operators on ROCm, which nothing here calls.
-    vllm = ModuleType("vllm")
-    vars(vllm)["_custom_ops"] = ModuleType("vllm._custom_ops")
-    sys.modules.setdefault("vllm", vllm)
+    provide_vllm()
     from sglang.srt.entrypoints import http_server
 
     return http_server

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+TYPE_CHECKING = False  # as type checkers read it; `typing` would be imported by every interpreter below a launcher
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 GATE = "AMD_SGLANG_OVERLAY"
 PREFIX = "AMD_SGLANG_PREFIX"
@@ -96,8 +99,10 @@ def _give_up(error: Exception) -> None:
     print(f"[amd-sglang] not active in pid {os.getpid()}, sglang runs unpatched: {error}", file=sys.stderr, flush=True)
     # A value that cannot be read counts as strict: the error may be about that very value.
     if os.environ.get("AMD_SGLANG_STRICT", "").lower() not in ("", "0", "false"):
+        from overlay import lineage
         from overlay.errors import EXIT_STRICT
 
+        lineage.tell_who_waits(serving=False)
         raise SystemExit(EXIT_STRICT) from error
 
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from overlay import gates, guard, ray_handover, status, witness
+from overlay import gates, guard, lineage, ray_handover, status, witness
 from overlay.bound import Measured
 from overlay.chain import leads_to
 from overlay.errors import EXIT_STRICT, ConflictError, OverlayError, RanksDifferError
 from overlay.hooks import when_executed
 from overlay.install import Ledger, describe_owner, held
 from overlay.model import BROKEN, Decision, State, Target
-from overlay.peers import Peers
 from overlay.plan import Plan, make_plan
 from overlay.platform import detect
 from overlay.preimage import Proof
@@ -32,6 +31,9 @@ from overlay.report import ProcessReport
 from overlay.say import say
 from overlay.source import installed_tree
 from overlay.web import attach
+
+if TYPE_CHECKING:
+    from overlay.peers import Peers
 
 _active: list[Runtime] = []
 
@@ -49,8 +51,9 @@ class Runtime:
             with contextlib.suppress(OSError, OverlayError):  # the report says that it cannot be written
                 status.join_run_dir(self._run_dir)
         self._report = ProcessReport(plan, self._run_dir, strict=self._strict)
-        self._peers = Peers(plan, self.state, environ.get("AMD_SGLANG_PLAN"), self._run_dir)
+        self._announced = environ.get("AMD_SGLANG_PLAN")
         self._doom: str | None = None
+        self._serving = False
         # Several patches wait for one module, and are applied one after the other when it has executed.
         self._proof = lru_cache(maxsize=4)(Proof)
 
@@ -65,6 +68,12 @@ class Runtime:
         os.register_at_fork(after_in_child=self._forked)
         guard.keep(self)
         self._report.write()
+
+    @cached_property
+    def _peers(self) -> Peers:
+        from overlay.peers import Peers  # schedulers have them, other processes do not load what that takes
+
+        return Peers(self.plan, self.state, self._announced, self._run_dir)
 
     def check_plan(self, announced: str | None) -> None:
         """This plan is not the one a launcher showed: say what is wrong with it. Another sglang may be imported here,
@@ -90,19 +99,8 @@ class Runtime:
         self._report.measured(patch_id, error)
 
     def failed(self, patch_id: str, reason: str) -> None:
-        """A guard has switched its patch off, in the middle of serving.
-
-        Under --strict the process leaves. sglang's scheduler tells its parent of an Exception alone
-        (run_scheduler_process, scheduler.py:3191, 0.5.9), and before 0.5.10 nobody looks after one that is gone: the
-        server would wait for it for ever.
-        """
-        try:
-            self._record(patch_id, State.FAILED, reason)
-        except SystemExit:
-            # An actor of Ray's has Ray's daemon for its parent, and Ray tells the driver that it ended.
-            if self._report.role == "scheduler" and "sglang.srt.ray.scheduler_actor" not in sys.modules:
-                os.kill(os.getppid(), signal.SIGQUIT)
-            raise
+        """A guard has switched its patch off, in the middle of serving."""
+        self._record(patch_id, State.FAILED, reason)
 
     def uninstall(self, patch_id: str) -> None:
         """Take one applied patch out again, and before it every applied patch that requires it.
@@ -149,6 +147,7 @@ class Runtime:
             self._leave(self._doom)
         if role == "scheduler":
             self._heed(self._peers.ready(ranks))
+            self._serving = True
         elif (astray := ray_handover.objection(os.environ)) is not None:
             say(astray)
             if self._strict:
@@ -166,6 +165,7 @@ class Runtime:
     def _forked(self) -> None:
         """A forked child has everything its parent had applied, under another pid, and plays a role of its own."""
         self._report.forked()
+        self._serving = False
         guard.keep(self)
         self._report.identify("forked", {}, ready=False)
 
@@ -231,6 +231,7 @@ class Runtime:
     def _leave(self, why: str) -> None:
         say(why)
         self._peers.leaving(why)
+        lineage.tell_who_waits(serving=self._serving)
         raise SystemExit(EXIT_STRICT)
 
 

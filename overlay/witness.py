@@ -8,14 +8,15 @@ connected can be asked whether they are alike, before any of them loads a weight
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
+from overlay import lineage
 from overlay.model import Method, Slot, Target
+from overlay.records import dataclass
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,4 @@ def _role(seam: Seam) -> str:
 
 
 def _title() -> str:
-    try:
-        return Path("/proc/self/cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
-    except OSError:
-        return ""
+    return lineage.title(os.getpid())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import time
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overlay import status
-from tests.releases import environment
+from tests.releases import run_simulated
 
 SCRIPT = Path(__file__).with_name("generate.py")
 
@@ -25,16 +26,24 @@ def generate(release: str, checkpoint: Path, run_dir: Path, count: int, *options
     """`count` greedy tokens after each prompt; `options` are those of the launcher. A multimodal model is served as the
     text model in it: the environment has no video decoder, without which sglang registers no picture processor."""
     arguments = (str(checkpoint), str(count), json.dumps({"enable_multimodal": False}))
-    done = subprocess.run(
-        [sys.executable, "-m", "overlay", "--simulate", "gfx942", *options, str(SCRIPT), *arguments],
-        env={**environment(release), "AMD_SGLANG_RUN_DIR": str(run_dir), **environ},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_simulated(release, *options, str(SCRIPT), *arguments, AMD_SGLANG_RUN_DIR=str(run_dir), **environ)
     lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
     assert done.returncode == 0 and lines, done.stdout[-2000:] + done.stderr[-4000:]
-    (scheduler,) = [row for row in status.read_runs(run_dir) if row.get("role") == "scheduler"]
-    assert scheduler["ready"] and scheduler["sglang"]["version"] == release  # type: ignore[index]
-    states = {patch["id"]: patch["state"] for patch in scheduler["patches"]}  # type: ignore[attr-defined]
-    return Run(json.loads(lines[0].removeprefix("TOKENS ")), states, scheduler["calls"])  # type: ignore[arg-type]
+    (scheduler,) = schedulers(run_dir)
+    assert scheduler["ready"] and scheduler["sglang"]["version"] == release
+    states = {patch["id"]: patch["state"] for patch in scheduler["patches"]}
+    return Run(json.loads(lines[0].removeprefix("TOKENS ")), states, scheduler["calls"])
+
+
+def schedulers(run_dir: Path) -> list[dict[str, Any]]:
+    """What the schedulers of a run say of themselves."""
+    rows: list[dict[str, Any]] = status.read_runs(run_dir)
+    return [row for row in rows if row.get("role") == "scheduler"]
+
+
+def gone(left: Callable[[], Sized], patience: float = 10.0) -> bool:
+    """Whether nothing is left within `patience` seconds: the kernel takes the memory of a killed process back first."""
+    deadline = time.monotonic() + patience
+    while (remains := len(left())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not remains

@@ -24,6 +24,7 @@ from overlay import status
 from overlay.web.client import NoStatusError, ask
 from tests.engine.conftest import COUNT
 from tests.engine.generate import PROMPTS
+from tests.engine.runs import gone
 
 AMD_SGLANG = Path(sys.executable).with_name("amd-sglang")
 OURS = "triton:patches.kernels.gemma_rmsnorm._gemma_rmsnorm_kernel"
@@ -207,10 +208,12 @@ def test_a_port_in_use_is_reported_by_sglang_itself(checkpoint: Path, tmp_path: 
 
 
 def test_strict_never_serves_when_a_scheduler_cannot_apply(checkpoint: Path, tmp_path: Path) -> None:
+    """With replicas, between which and the server a controller waits: in a thread, for each of them, for ever."""
     switches = {"AMD_SGLANG_GEMMA_RMSNORM_BACKEND": "aiter"}
-    with serve(checkpoint, tmp_path, options=("--strict",), **switches) as server:
-        with pytest.raises(ServerError, match=r"ended with status [^0]"):
+    with serve(checkpoint, tmp_path, "--dp-size", "2", options=("--strict",), **switches) as server:
+        with pytest.raises(ServerError, match="ended with status 1 before it was ready"):
             server.wait_ready(timeout=120)
+        assert gone(server.processes)
         log = server.log.read_text()
     assert "--strict forbids to serve without it" in log and "ready to roll" not in log
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,26 +14,20 @@ import pytest
 from demo.__main__ import SERVE_ARGUMENTS
 from demo.server import Server, ServerError, free_port
 from overlay import status
-from tests.engine.runs import SCRIPT
-from tests.releases import environment
+from tests.engine.runs import SCRIPT, schedulers
+from tests.releases import run_simulated
 
 AMD_SGLANG = Path(sys.executable).with_name("amd-sglang")
 pytestmark = pytest.mark.engine
 
 
 def test_two_ranks_of_one_plan_serve(checkpoint: Path, tmp_path: Path) -> None:
-    release = "0.5.23"
-    done = subprocess.run(
-        [sys.executable, "-m", "overlay", "--simulate", "gfx942", str(SCRIPT), str(checkpoint), "2", '{"tp_size": 2}'],
-        env={**environment(release), "AMD_SGLANG_RUN_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = (str(SCRIPT), str(checkpoint), "2", '{"tp_size": 2}')
+    done = run_simulated("0.5.23", *command, AMD_SGLANG_RUN_DIR=str(tmp_path))
     assert done.returncode == 0 and "TOKENS" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
-    schedulers = [row for row in status.read_runs(tmp_path) if row.get("role") == "scheduler"]
-    assert sorted(json.dumps(row["ranks"]) for row in schedulers) == ['{"tp": 0}', '{"tp": 1}']
-    (plan,) = {str(row["plan"]) for row in schedulers}
+    ranks = schedulers(tmp_path)
+    assert sorted(json.dumps(row["ranks"]) for row in ranks) == ['{"tp": 0}', '{"tp": 1}']
+    (plan,) = {row["plan"] for row in ranks}
     assert re.findall(r"\[amd-sglang\] (\d+ ranks agree on plan \w+)", done.stderr) == [f"2 ranks agree on plan {plan}"]
 
 

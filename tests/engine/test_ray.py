@@ -19,9 +19,8 @@ import pytest
 
 from demo.processes import in_session, kill
 from demo.server import free_port
-from overlay import status
-from tests.engine.runs import SCRIPT
-from tests.releases import environment
+from tests.engine.runs import SCRIPT, schedulers
+from tests.releases import environment, run_simulated
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = pytest.mark.engine
@@ -66,17 +65,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 def test_actors_of_a_cluster_that_was_up_before_are_patched_and_agree(
     cluster: dict[str, str], checkpoint: Path, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "overlay", "--simulate", "gfx942", str(SCRIPT), str(checkpoint), "2", ARGUMENTS],
-        env={**environment(RELEASE), "AMD_SGLANG_RUN_DIR": str(tmp_path), **cluster},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = (str(SCRIPT), str(checkpoint), "2", ARGUMENTS)
+    done = run_simulated(RELEASE, *command, AMD_SGLANG_RUN_DIR=str(tmp_path), **cluster)
     said = done.stdout + done.stderr
     assert done.returncode == 0 and "TOKENS" in done.stdout, said[-6000:]
-    schedulers = [row for row in status.read_runs(tmp_path) if row.get("role") == "scheduler"]
-    assert [row["ready"] for row in schedulers] == [True, True]
-    (plan,) = {str(row["plan"]) for row in schedulers}
+    actors = schedulers(tmp_path)
+    assert [row["ready"] for row in actors] == [True, True]
+    (plan,) = {row["plan"] for row in actors}
     assert f"[amd-sglang] 2 ranks agree on plan {plan}" in said
     assert "run without the overlay" not in said

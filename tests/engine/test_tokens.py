@@ -4,8 +4,6 @@ and proof of which code ran in the scheduler."""
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from overlay import status
 from tests.engine.conftest import COUNT
 from tests.engine.runs import SCRIPT, generate
-from tests.releases import environment
+from tests.releases import run_simulated
 
 PATCH = "gemma-rmsnorm"
 OURS, HIP, NATIVE = (
@@ -62,17 +60,8 @@ def test_newest_release_with_aiter_is_left_alone(
 @pytest.mark.engine
 def test_strict_ends_the_engine_when_a_scheduler_cannot_apply(checkpoint: Path, tmp_path: Path) -> None:
     """The backend is refused only when the patch is applied, inside the scheduler process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "overlay", "--strict", "--simulate", "gfx942", str(SCRIPT), str(checkpoint), "1"],
-        env={
-            **environment("0.5.9"),
-            "AMD_SGLANG_RUN_DIR": str(tmp_path),
-            "AMD_SGLANG_GEMMA_RMSNORM_BACKEND": "aiter",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environ = {"AMD_SGLANG_RUN_DIR": str(tmp_path), "AMD_SGLANG_GEMMA_RMSNORM_BACKEND": "aiter"}
+    done = run_simulated("0.5.9", "--strict", str(SCRIPT), str(checkpoint), "1", **environ)
     assert done.returncode != 0 and "TOKENS" not in done.stdout
     assert "--strict forbids to serve without it" in done.stderr
     assert not any(os.path.exists(f"/proc/{row['pid']}") for row in status.read_runs(tmp_path))

@@ -48,6 +48,12 @@ def test_starting_loads_nothing_but_the_boot_module() -> None:
     assert ended.out == "overlay overlay.boot\n"
 
 
+def test_starting_loads_nothing_of_the_standard_library_that_every_interpreter_does_not_load_anyway() -> None:
+    before = "import os, sys\nbefore = set(sys.modules)\n"
+    ended = python("-S", "-c", before + START + "print(*sorted(set(sys.modules) - before))")
+    assert ended.out == "__future__ overlay overlay.boot\n", ended.err
+
+
 def test_starting_twice_watches_once() -> None:
     count = "print(sum(type(f).__name__ == '_SglangWatch' for f in sys.meta_path))"
     assert python("-c", START + "boot.start()\n" + count).out == "1\n"
@@ -59,6 +65,14 @@ def test_the_import_of_sglang_activates_before_its_first_line_runs(scenario: Sce
     ended = scenario("alpha beta", "install_registry()\n" + START + SHOW)
     assert ended.out.splitlines() == ["True", '["patched", "patched"]'], ended.err
     assert {state for state, _ in ended.states().values()} == {"applied"}
+
+
+def test_a_process_loads_what_ranks_say_to_each_other_when_it_has_some(scenario: Scenario) -> None:
+    code = (
+        "install_registry()\n" + START + SHOW + "print([f'overlay.{n}' in sys.modules for n in ('runtime', 'ranks')])"
+    )
+    ended = scenario("alpha beta", code)
+    assert ended.out.splitlines() == ['["patched", "patched"]', "[True, False]"], ended.err
 
 
 OTHER = """

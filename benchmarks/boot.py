@@ -7,7 +7,7 @@ with its .pth file and the gate unset, the same with the gate set; and an empty 
 `amd-sglang launch` does before it becomes sglang, for the sglang that this Python imports (or that is on PYTHONPATH)
 and a torch that says it is built for ROCm. Counted is the processor time of a process and of the children that it
 waited for. Prints the median, its ratio to the first row, and the quartiles of the ratios to the run of the first row
-beside it. What the server's processes do is `activation.py`. Needs no GPU, no root.
+beside it. The processes of the server are in `activation.py`, and the sum in `startup.py`. Needs no GPU, no root.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from overlay import boot, delivery
 
 _ROOT = Path(__file__).resolve().parents[1]
+EMPTY, LAUNCHED = "an empty program", "an empty program, launched"
+#: A command and its environment.
+Process = tuple[list[str], dict[str, str]]
 _LAUNCH = "from launcher import wrapper; wrapper()"
 
 
@@ -71,9 +74,9 @@ def once(command: Sequence[str], environ: Mapping[str, str]) -> float:
     return (used.ru_utime + used.ru_stime) * 1000
 
 
-def processes(scratch: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """A label -> command and environment of every row."""
-    given = {name: value for name, value in os.environ.items() if not name.startswith("AMD_SGLANG_")}
+def processes(scratch: Path, environ: Mapping[str, str]) -> dict[str, Process]:
+    """A label -> command and environment of every row, made from the environment of a user."""
+    given = {name: value for name, value in environ.items() if not name.startswith("AMD_SGLANG_")}
     environ = {name: value for name, value in given.items() if not name.startswith("PYTHON")}
     path = [str(make_torch(scratch / "rocm")), *filter(None, given.get("PYTHONPATH", "").split(os.pathsep)), str(_ROOT)]
     launch = {
@@ -91,15 +94,15 @@ def processes(scratch: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
         "python, no overlay": ([str(bare), "-c", "pass"], environ),
         "python, overlay installed and off": ([str(with_overlay), "-c", "pass"], environ),
         "python, overlay installed and on": ([str(with_overlay), "-c", "pass"], {**environ, **asked}),
-        "an empty program": ([sys.executable, str(program)], launch),
-        "an empty program, launched": ([sys.executable, "-c", _LAUNCH, str(program)], launch),
+        EMPTY: ([sys.executable, str(program)], launch),
+        LAUNCHED: ([sys.executable, "-c", _LAUNCH, str(program)], launch),
     }
 
 
 def measure(runs: int) -> list[Row]:
     """Every row, after one run of each that does not count."""
     with tempfile.TemporaryDirectory() as scratch:
-        rows = processes(Path(scratch))
+        rows = processes(Path(scratch), os.environ)
         rounds = [{label: once(*row) for label, row in rows.items()} for _ in range(runs + 1)][1:]
     first = next(iter(rows))
     base = statistics.median(times[first] for times in rounds)

@@ -9,4 +9,4 @@ if __name__ == "__main__":
     assert spec is not None and spec.loader is not None
     launcher = module_from_spec(spec)
     spec.loader.exec_module(launcher)
-    launcher.wrapper(prog_name="python -m overlay")
+    launcher.wrapper()

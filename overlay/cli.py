@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from overlay import arguments
+from overlay.arguments import Option
 from overlay.errors import OverlayError
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -81,19 +83,17 @@ class LeadingForSglang(Leading):
     own_options_only_first = True
 
 
-#: Against the rules, out loud: the plan, the launch and every status say that they were used.
-OVERRIDES = (
-    click.option("--trust-version", metavar="VERSION", help="Judge version ranges as if sglang were this release."),
-    click.option(
-        "--allow-drift", multiple=True, metavar="ID", help="Apply a patch although nobody has read this source."
-    ),
-)
+def option(declared: Option) -> Callable[[_Function], _Function]:
+    """What click makes of an option."""
+    if declared.metavar is None:
+        return click.option(declared.name, is_flag=True, help=declared.help)
+    kind = click.IntRange(min=0) if declared.counts else str
+    return click.option(
+        declared.name, type=kind, multiple=declared.multiple, metavar=declared.metavar, help=declared.help
+    )
 
 
-#: Third-party code runs only where somebody gave its name.
-packs_option = click.option(
-    "--packs", multiple=True, metavar="NAME[,NAME]...", help="Load the patches of a third-party pack."
-)
+packs_option = option(arguments.PACKS)
 
 
 def decorated(function: _Function, decorators: Sequence[Callable[[_Function], _Function]]) -> _Function:
@@ -103,7 +103,7 @@ def decorated(function: _Function, decorators: Sequence[Callable[[_Function], _F
 
 
 def overriding(function: _Function) -> _Function:
-    return decorated(function, OVERRIDES)
+    return decorated(function, tuple(map(option, arguments.OVERRIDES)))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,17 +34,10 @@ def in_file(path: Path, rows: int) -> memoryview:
 
     A file of that name that somebody still has mapped keeps its content, under no name.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
+    with private_file.replacing(path) as stream:
         # Writing to a mapped page that the disk has no room for ends the process with SIGBUS: so it is allotted now.
-        os.posix_fallocate(handle, 0, rows * _ROW)
-        page = mmap.mmap(handle, rows * _ROW)
-        os.replace(temporary, path)
-    except BaseException:  # also an interrupt must not leave litter behind
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(handle)
+        os.posix_fallocate(stream.fileno(), 0, rows * _ROW)
+        page = mmap.mmap(stream.fileno(), rows * _ROW)
     return memoryview(page).cast("Q")
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from overlay import denylist_file, gates
 from overlay.gates import Gate
 from overlay.platform import Platform
+from overlay.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,16 +54,8 @@ def write(path: Path, entries: Sequence[Entry]) -> None:
     """Put entries in place: a reader sees the old file or the new one. Raises OverlayError where that is impossible."""
     document = {"schema": SCHEMA, "denied": [asdict(entry) for entry in entries]}
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(document, stream, indent=2)
-                stream.write("\n")
-            os.replace(temporary, path)
-        except BaseException:  # also an interrupt must not leave litter behind
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with private_file.replacing(path) as stream:
+            stream.write(f"{json.dumps(document, indent=2)}\n".encode())
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -6,13 +6,14 @@ A value a switch cannot take is an error that names it, never a default.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from packaging.version import InvalidVersion, Version
 
 from overlay.errors import MalformedSwitchError, OverlayError
+from overlay.records import dataclass
 
 PREFIX = "AMD_SGLANG_"
 
@@ -126,6 +127,15 @@ SWITCHES: tuple[Gate[object], ...] = (
     OVERLAY, STRICT, ENABLE, DISABLE, TRUST_VERSION, ALLOW_DRIFT, PACKS, SHADOW, API_KEY, RUN_DIR, DENYLIST, SIMULATE,
     SIMULATE_AITER,
 )  # fmt: skip
+
+
+def asked(environ: Mapping[str, str], options: Iterable[str]) -> dict[str, str]:
+    """`environ` with the packs that `--packs` names added to those it names itself. Raises MalformedSwitchError."""
+    option = replace(PACKS, name="--packs")
+    named = [name for text in options for name in option.read({option.name: text})]
+    if not named:
+        return dict(environ)
+    return {**environ, PACKS.name: ",".join(dict.fromkeys((*PACKS.read(environ), *named)))}
 
 
 def check(environ: Mapping[str, str], patch_gates: tuple[Gate[object], ...]) -> None:

@@ -10,13 +10,15 @@ from overlay import denylist, gates, render, status
 from overlay.cli import echo_json, json_option, overriding, packs_option
 from overlay.diff import diff_patch
 from overlay.errors import NoSglangError
+from overlay.gates import asked
 from overlay.launch import Options
 from overlay.model import Decision
-from overlay.packs import asked
 from overlay.plan import Plan, decision_to_json, make_plan
 from overlay.platform import KINDS, Platform, detect
 from overlay.registry import load
+from overlay.render_status import served_status, status_table
 from overlay.source import SourceTree, installed_tree, launch_search_path, open_tree
+from overlay.status_schema import SCHEMA as STATUS_SCHEMA
 from overlay.survey import SCHEMA, parse_slot, survey, tabulate
 
 
@@ -142,10 +144,10 @@ def show_status(everything: bool, url: str | None, as_json: bool) -> None:
         from overlay.web.client import ask
 
         answer = ask(url, gates.API_KEY.read(os.environ))
-        echo_json(answer) if as_json else click.echo(render.served_status(answer))
+        echo_json(answer) if as_json else click.echo(served_status(answer))
         return
     rows = status.read_runs(status.run_root(os.environ))
     alive = {row["run"] for row in rows if row["alive"]}
     if not everything:
         rows = [row for row in rows if row["run"] in alive]
-    echo_json({"schema": status.SCHEMA, "processes": rows}) if as_json else click.echo(render.status_table(rows))
+    echo_json({"schema": STATUS_SCHEMA, "processes": rows}) if as_json else click.echo(status_table(rows))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import wrapt
 
 from overlay.errors import InstallError
 from overlay.model import Method, Slot, Target
+from overlay.records import dataclass
 
 _MISSING = object()
 

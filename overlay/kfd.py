@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from overlay.records import dataclass
 
 NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 

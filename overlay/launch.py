@@ -6,14 +6,15 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn
 
-from overlay import aiter_switch, delivery, denylist, gates, packs, ray_handover, status, stream_environment
+from overlay import aiter_switch, delivery, denylist, gates, ray_handover, status, stream_environment
 from overlay.errors import StrictError, UnknownPatchError
 from overlay.model import BROKEN, State
 from overlay.plan import Plan, make_plan
 from overlay.platform import detect
+from overlay.records import dataclass
 from overlay.registry import Registry, load
 from overlay.say import say
 from overlay.source import installed_tree, launch_search_path
@@ -75,7 +76,7 @@ def prepare(
     arguments: Sequence[str], options: Options, environ: Mapping[str, str], *, heed_denylist: bool = True
 ) -> Prepared:
     """Everything short of starting `python ARGUMENTS...`. Raises OverlayError for whatever a user can cure."""
-    asked = packs.asked(environ, options.packs)
+    asked = gates.asked(environ, options.packs)
     registry = load(asked)
     gates.check(asked, registry.gates)
     note = aiter_switch.note(environ)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
+
+from overlay.records import dataclass
 
 if TYPE_CHECKING:
     from overlay.gates import Gate
@@ -44,12 +45,15 @@ class Method(str, Enum):
     DEFINE = "define"
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Slot:
-    """One name in one namespace of sglang, written `package.module:Class.attribute`."""
+    """One name in one namespace of sglang, written `package.module:Class.attribute`. Slots sort by their spelling."""
 
     module: str
     qualname: str
+
+    def __lt__(self, other: Slot) -> bool:
+        return (self.module, self.qualname) < (other.module, other.qualname)
 
     def __str__(self) -> str:
         return f"{self.module}:{self.qualname}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from overlay import gates
+from overlay.records import dataclass
 from overlay.registry import Registry
 
 

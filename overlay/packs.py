@@ -9,12 +9,11 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from overlay import gates
 from overlay.errors import PackError, UnknownPackError
 from overlay.gates import Gate
 from overlay.misfit import misfit
@@ -43,15 +42,6 @@ class Offer:
 
     def __str__(self) -> str:
         return f"{self.pack.name!r} of {self.pack.distribution} {self.pack.version} ({self.entry.value})"
-
-
-def asked(environ: Mapping[str, str], options: Iterable[str]) -> dict[str, str]:
-    """`environ` with the packs that `--packs` names added to those it names itself. Raises MalformedSwitchError."""
-    option = replace(gates.PACKS, name="--packs")
-    named = [name for text in options for name in option.read({option.name: text})]
-    if not named:
-        return dict(environ)
-    return {**environ, gates.PACKS.name: ",".join(dict.fromkeys((*gates.PACKS.read(environ), *named)))}
 
 
 def installed() -> tuple[Offer, ...]:

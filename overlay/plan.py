@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cached_property
 
 import overlay
 from overlay import denylist, gates
@@ -19,6 +20,7 @@ from overlay.observer import Observer
 from overlay.overrides import Overrides
 from overlay.platform import Platform
 from overlay.recognise import drifted
+from overlay.records import dataclass
 from overlay.registry import Registry
 from overlay.source import SourceTree
 from overlay.verdict import decide
@@ -47,7 +49,7 @@ class Plan:
                 found[pack] = (*found.get(pack, ()), patch_id)
         return found
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits that agree between two processes exactly if they would patch the same code alike."""
         facts = [

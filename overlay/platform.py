@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from overlay import gates, kfd
+from overlay.records import dataclass
 from overlay.visibility import visible
 
 KINDS = ("rocm", "cuda", "cpu")

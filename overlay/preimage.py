@@ -64,7 +64,11 @@ class Proof:
         if type(function) is not FunctionType:
             return False
         flags = self._source.sighting(qualname).compiler_flags
-        return function.__code__ == _find(compile(text, self._file, "exec", flags, dont_inherit=True), qualname)
+        try:
+            module = compile(text, self._file, "exec", flags, dont_inherit=True)
+        except SyntaxError:  # the lines are those of a sighting, which may be wrong: the whole file comes next
+            return False
+        return function.__code__ == _find(module, qualname)
 
 
 def _find(module: CodeType, qualname: str) -> CodeType | None:

@@ -13,6 +13,7 @@ from overlay.bound import Measured
 from overlay.model import State
 from overlay.plan import Plan
 from overlay.say import say
+from overlay.status_schema import SCHEMA
 
 
 class ProcessReport:
@@ -99,7 +100,7 @@ class ProcessReport:
         """What the status file of this process says, or would say if it could be written."""
         pid = os.getpid()
         return {
-            "schema": status.SCHEMA,
+            "schema": SCHEMA,
             "pid": pid,
             "ppid": os.getppid(),
             "started": status.started(pid),

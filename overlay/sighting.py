@@ -9,17 +9,17 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from overlay import fingerprint
+from overlay.records import dataclass
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """The observation of `overlay.fingerprint` and, where that is the digest of one definition, the first and the last
-    line of it and its decorators, from 1.
+    """The observation of `overlay.fingerprint` and, where that is the digest of one definition whose lines can be cut
+    out of the file and still give it, the first and the last line of it and its decorators, from 1.
 
     The other two are what its code depends on beyond its own text: whether the file postpones the evaluation of
     annotations, and which names with an attribute in it the file imports: `name.attribute()` compiles to other
@@ -85,13 +85,16 @@ class SourceFile:
 
     def texts(self, qualname: str) -> Iterator[bytes]:
         """Modules that have the definition at a qualified name on the lines it has here: first one with nothing else,
-        if it can be cut out, then the whole file. The first needs the `compiler_flags` of the sighting."""
+        if it can be cut out, then the whole file. The first needs the `compiler_flags` of the sighting. It gave the
+        digest when it was sighted, and is not digested again: that takes longer than all of a proof."""
         sighting = self.sighting(qualname)
-        alone = _alone(self._source, qualname, sighting) if sighting.last else b""
-        tree = fingerprint.parse(alone)
-        if tree is not None and fingerprint.observe(tree, qualname) == sighting.observed:
-            yield alone
+        if sighting.last:
+            yield self._alone(qualname, sighting)
         yield self._source
+
+    @cached_property
+    def _lines(self) -> list[bytes]:
+        return self._source.splitlines(keepends=True)
 
     @cached_property
     def _tree(self) -> ast.Module | None:
@@ -106,7 +109,24 @@ class SourceFile:
         bound = {alias.asname or alias.name.partition(".")[0] for each in imports for alias in each.names}
         owners = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Attribute)]
         used = {owner.id for owner in owners if isinstance(owner, ast.Name)}
-        return Sighting(observed, first, node.end_lineno or first, _postponed(imports), tuple(sorted(bound & used)))
+        found = Sighting(observed, first, node.end_lineno or first, _postponed(imports), tuple(sorted(bound & used)))
+        alone = fingerprint.parse(self._alone(qualname, found))
+        cut_out = alone is not None and fingerprint.observe(alone, qualname) == observed
+        return found if cut_out else Sighting(observed)
+
+    def _alone(self, qualname: str, sighting: Sighting) -> bytes:
+        """The lines of a sighting as a module of their own: below its imports, the headers of the classes that own the
+        name, or something that indents it as the file does, and as many empty lines as keep their numbers. Nothing
+        where there is no room for them."""
+        lines = self._lines[sighting.first - 1 : sighting.last]
+        owners = qualname.split(".")[:-1]
+        headers = [f"{' ' * depth}class {owner}:\n" for depth, owner in enumerate(owners)]
+        if not owners and lines[0][:1].isspace():
+            headers = ["if True:\n"]
+        if sighting.imported:
+            headers.insert(0, f"import {', '.join(sighting.imported)}\n")
+        above = sighting.first - 1 - len(headers)
+        return "".join(["\n" * above, *headers]).encode() + b"".join(lines) if above >= 0 else b""
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -121,20 +141,3 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
 def _postponed(imports: Iterable[ast.Import | ast.ImportFrom]) -> bool:
     future = [each for each in imports if isinstance(each, ast.ImportFrom) and each.module == "__future__"]
     return any(alias.name == "annotations" for each in future for alias in each.names)
-
-
-def _alone(source: bytes, qualname: str, sighting: Sighting) -> bytes:
-    """The lines of a sighting as a module of their own: below its imports, the headers of the classes that own the
-    name, or something that indents it as the file does, and as many empty lines as keep their numbers. Nothing where
-    there is no room for them."""
-    lines = source.splitlines(keepends=True)[sighting.first - 1 : sighting.last]
-    owners = qualname.split(".")[:-1]
-    headers = [f"{' ' * depth}class {owner}:" for depth, owner in enumerate(owners)]
-    if not owners and lines[0][:1].isspace():
-        headers = ["if True:"]
-    if sighting.imported:
-        headers.insert(0, f"import {', '.join(sighting.imported)}")
-    if len(headers) >= sighting.first:
-        return b""
-    empty = [""] * (sighting.first - 1 - len(headers))
-    return "".join(f"{line}\n" for line in (*empty, *headers)).encode() + b"".join(lines)

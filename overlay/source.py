@@ -10,12 +10,12 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Protocol
 
 from overlay.errors import NoSglangError, SglangNotFoundError
+from overlay.records import dataclass
 
 
 class UnreadableSourceError(Exception):

@@ -6,9 +6,7 @@ import contextlib
 import errno
 import json
 import os
-import socket
 import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,9 +14,8 @@ from typing import Any
 
 from overlay import counters, gates, private_file
 from overlay.errors import OverlayError
-from overlay.model import State
+from overlay.status_schema import check
 
-SCHEMA = 1
 #: A run has a file per process. What is more than this is counted, and not read.
 MOST_FILES = 1024
 
@@ -27,12 +24,12 @@ _FIX = "Set AMD_SGLANG_RUN_DIR to a folder that you own and can write."
 
 
 def run_root(environ: Mapping[str, str]) -> Path:
-    """Where the folders of runs are kept: AMD_SGLANG_RUN_DIR, else one under the temporary folder that carries the
-    user id. Not the session's runtime folder: a server and who looks at it need not share a session."""
+    """Where the folders of runs are kept: AMD_SGLANG_RUN_DIR, else one under TMPDIR or /tmp that carries the user id.
+    Not the session's runtime folder: a server and who looks at it need not share a session."""
     given = gates.RUN_DIR.read(environ)
     if given:
         return Path(given).absolute()
-    return Path(tempfile.gettempdir()) / f"amd-sglang-{os.getuid()}"
+    return Path(environ.get("TMPDIR") or "/tmp").absolute() / f"amd-sglang-{os.getuid()}"
 
 
 def make_run_dir(root: Path) -> Path:
@@ -43,8 +40,10 @@ def make_run_dir(root: Path) -> Path:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_owned(root)
-        # mkdtemp: a name of its own and mode 0700, also for two launches in one second.
-        return Path(tempfile.mkdtemp(prefix=f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}-", dir=root))
+        # A name of its own, also for two launches in one second whose containers number processes alike.
+        run_dir = root / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}-{os.urandom(4).hex()}"
+        run_dir.mkdir(mode=0o700)
+        return run_dir
     except OSError as error:
         raise OverlayError(f"the run directory {root} cannot be written ({error.strerror}). {_FIX}") from error
 
@@ -84,15 +83,8 @@ def write(run_dir: Path, name: str, document: Mapping[str, object]) -> None:
 
 
 def _put(run_dir: Path, name: str, document: Mapping[str, object]) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=run_dir)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(document, stream)
-        os.replace(temporary, run_dir / name)
-    except BaseException:  # also an interrupt must not leave litter behind
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with private_file.replacing(run_dir / name) as stream:
+        stream.write(json.dumps(document).encode())
 
 
 def started(pid: int) -> int | None:
@@ -112,7 +104,7 @@ def machine() -> dict[str, str | None]:
         boot: str | None = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = None
-    return {"host": socket.gethostname(), "boot": boot}
+    return {"host": os.uname().nodename, "boot": boot}
 
 
 def read_runs(root: Path) -> list[dict[str, object]]:
@@ -182,40 +174,3 @@ def _lives(document: Mapping[str, Any], here: Mapping[str, str | None]) -> bool:
         return False  # the process of that number here is another one
     now = started(document["pid"])
     return now is not None and now == document["started"]
-
-
-_STATES = frozenset(state.value for state in State)
-
-#: What a reader of a status may rely on.
-_SHAPE: Mapping[str, type | tuple[type, ...]] = {
-    "pid": int,
-    "started": (int, type(None)),
-    "role": str,
-    "ranks": dict,
-    "ready": bool,
-    "overlay": str,
-    "sglang": dict,
-    "platform": dict,
-    "plan": str,
-    "patches": list,
-}
-
-
-def check(document: object) -> None:
-    """Raise ValueError unless this is a status document of our schema."""
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ValueError(f"not a document of schema {SCHEMA}")
-    for key, kind in _SHAPE.items():
-        if key not in document or not isinstance(document[key], kind):
-            raise ValueError(f"{key!r} is missing or of the wrong type")
-    for group, keys in (("sglang", ("version",)), ("platform", ("kind", "arch", "simulated"))):
-        missing = [key for key in keys if key not in document[group]]
-        if missing:
-            raise ValueError(f"{group!r} lacks {missing[0]!r}")
-    for patch in document["patches"]:
-        if not isinstance(patch, dict) or not all(isinstance(patch.get(key), str) for key in ("id", "state", "reason")):
-            raise ValueError(f"{patch!r} is not the state of a patch")
-        if patch["state"] not in _STATES:
-            raise ValueError(f"{patch['state']!r} is no state that this version knows")
-        if not isinstance(patch.get("worst_error"), int | float | None):
-            raise ValueError(f"{patch['worst_error']!r} is no error")

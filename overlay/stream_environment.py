@@ -9,9 +9,9 @@ would switch nothing on, in silence or in one line of the log. Here such a value
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from overlay.errors import MalformedSwitchError
+from overlay.records import dataclass
 
 QUEUES = "GPU_MAX_HW_QUEUES"
 #: srt/environ.py:332 of 0.5.12 asks for at least five. More is no better: HIP's default is four (clr, flags.hpp), and

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from functools import cache
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from overlay import version_range
 from overlay.fingerprint import parse
+from overlay.records import dataclass
 from overlay.source import SourceTree, UnreadableSourceError
 
 
@@ -75,9 +75,8 @@ def classify(text: str) -> SglangVersion:
 
 
 def within(version: SglangVersion, specifier: str) -> bool:
-    """Whether a version lies in a PEP 440 range. Pre-releases count as the ordering places them, always: packaging
-    changed its default for them, so it is never left to the default."""
-    return version.parsed is not None and _range(specifier).contains(version.parsed, prereleases=True)
+    """Whether a version lies in a PEP 440 range."""
+    return version.parsed is not None and version_range.contains(specifier, version.parsed)
 
 
 def may_lie_within(version: SglangVersion, specifier: str) -> bool:
@@ -88,21 +87,14 @@ def may_lie_within(version: SglangVersion, specifier: str) -> bool:
     """
     if version.parsed is None or version.kind is VersionKind.UNKNOWN:
         return True
-    base = Version(version.parsed.base_version)
-    return within(version, specifier) or _range(specifier).contains(base, prereleases=True)
+    return within(version, specifier) or version_range.contains(specifier, Version(version.parsed.base_version))
 
 
 def newer_than(version: SglangVersion, specifier: str) -> bool:
     """Whether a version lies above a range: outside it, and not below any of its upper bounds."""
-    bounds = [s for s in _range(specifier) if s.operator in ("<", "<=", "==")]
-    uppers = [Version(bound.version.removesuffix(".*")) for bound in bounds]
-    above = version.parsed is not None and bool(uppers) and version.parsed >= max(uppers)
+    ceiling = version_range.ceiling(specifier)
+    above = version.parsed is not None and ceiling is not None and version.parsed >= ceiling
     return above and not within(version, specifier)
-
-
-@cache
-def _range(specifier: str) -> SpecifierSet:
-    return SpecifierSet(specifier)
 
 
 def read_version(tree: SourceTree) -> SglangVersion:

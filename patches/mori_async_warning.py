@@ -11,7 +11,6 @@ takes every value of the variable that switches the stream on.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +38,8 @@ def _make_init(remedy: str) -> Callable[[object], Callable[..., None]]:
             wrapped: Callable[..., None], instance: Any, args: tuple[object, ...], kwargs: dict[str, object]
         ) -> None:
             nonlocal warned
+            import logging  # a launch, which plans this patch and applies nothing, does without
+
             from sglang.srt.environ import envs
 
             wrapped(*args, **kwargs)

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from overlay import gates
 from overlay.gates import Gate
 from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, State, Target, Variant, always
+from overlay.records import dataclass
 from overlay.say import say
 from overlay.stream_environment import ALT_STREAM, GDN_STREAM, QK_NORM_STREAM
 from patches import streams

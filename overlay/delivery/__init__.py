@@ -19,14 +19,15 @@ from overlay.errors import DeliveryError
 _BOOT_FOLDER = Path(__file__).parent
 _ROOT = _BOOT_FOLDER.parent.parent
 _MARK = "amd-sglang probe: "
-#: Asks a child which boot module it started with, and which `patches` it would import. It imports nothing for that:
-#: the launch waits for it.
+#: Asks a child which boot module it started with, and which `patches` it would import. It imports nothing for that, and
+#: leaves without taking itself apart: the launch waits for it.
 _PROBE = f"""
-import sys
+import os, sys
 boot = sys.modules.get("overlay.boot")
 specs = (finder.find_spec("patches", None) for finder in sys.meta_path)
 patches = next(filter(None, specs), None)
-print({_MARK!r} + ascii([boot and boot.__file__, patches and patches.origin]))
+print({_MARK!r} + ascii([boot and boot.__file__, patches and patches.origin]), flush=True)
+os._exit(0)
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NoReturn
 
-from overlay import delivery, denylist, gates, packs
+from overlay import delivery, denylist, gates
 from overlay.errors import NoSglangError
 from overlay.launch import Options, become, prepare
 from overlay.registry import load
@@ -18,7 +18,7 @@ def start(request: Request, options: Options, environ: Mapping[str, str]) -> NoR
     Raises OverlayError for whatever a user can cure.
     """
     check_plot(request.plot)
-    registry = load(packs.asked(environ, options.packs))
+    registry = load(gates.asked(environ, options.packs))
     for one in request.ids:
         registry.get(one, "the command line")
     try:
@@ -31,7 +31,7 @@ def start(request: Request, options: Options, environ: Mapping[str, str]) -> NoR
 def start_unplanned(request: Request, options: Options, environ: Mapping[str, str]) -> NoReturn:
     """Verify kernels on the GPU at hand, whoever made it, with any sglang or none. Raises like `start`."""
     check_plot(request.plot)
-    asked = packs.asked(environ, options.packs)
+    asked = gates.asked(environ, options.packs)
     registry = load(asked)
     gates.check(asked, registry.gates)
     chosen = request.unplanned(registry)

@@ -34,7 +34,6 @@ Tell = Callable[..., None]
 
 def verify(patch: Patch, over: Shapes, device: torch.device, tell: Tell) -> None:
     """All cases of one patch."""
-    tell("patch", id=patch.id)
     try:
         for case in cases_of(patch)(over):
             tell("case", label=case.label, kernel=case.kernel)

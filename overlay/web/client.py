@@ -10,8 +10,9 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
-from overlay import gates, status
+from overlay import gates
 from overlay.errors import OverlayError
+from overlay.status_schema import SCHEMA, check
 
 _TIMEOUT_SECONDS = 10.0
 _MOST_BYTES = 16 << 20
@@ -89,8 +90,8 @@ def _checked(address: str, content: bytes) -> dict[str, Any]:
         if len(content) > _MOST_BYTES:
             raise ValueError(f"more than {_MOST_BYTES} bytes")
         document = json.loads(content)
-        if not isinstance(document, dict) or document.get("schema") != status.SCHEMA:
-            raise ValueError(f"not a document of schema {status.SCHEMA}")
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise ValueError(f"not a document of schema {SCHEMA}")
         rows, reasons = document.get("processes"), document.get("reasons")
         if not isinstance(rows, list) or not isinstance(reasons, list):
             raise ValueError("its 'processes' or 'reasons' are missing")
@@ -107,7 +108,7 @@ def _check_row(row: Any) -> None:
         if not isinstance(row.get("file"), str):
             raise ValueError("an unreadable status without its file")
     else:
-        status.check(row)
+        check(row)
         if not isinstance(row.get("alive"), bool) or not isinstance(row.get("run"), str):
             raise ValueError("a process without 'alive' or 'run'")
 

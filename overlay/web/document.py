@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from overlay.model import BROKEN
-from overlay.status import SCHEMA
+from overlay.status_schema import SCHEMA
 
 #: One process, as `overlay.status.read_run` has it.
 Row = Mapping[str, Any]
@@ -51,7 +51,7 @@ def troubles(rows: Sequence[Row]) -> list[str]:
             found += [
                 f"{patch['id']} is {patch['state']} in {name(row)}: {patch['reason']}"
                 for patch in row["patches"]
-                if patch["state"] in _BROKEN
+                if broken(patch)
             ]
     return found
 

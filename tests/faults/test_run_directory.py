@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from overlay import counters, private_file, report, status
 from overlay.errors import OverlayError
-from overlay.render import status_table
+from overlay.render_status import status_table
 from overlay.web.document import served
 from overlay.web.metrics import Families
 from tests.web.app import document, patch, write

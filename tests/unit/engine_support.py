@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import overlay
 from overlay import fingerprint
@@ -17,6 +20,9 @@ from overlay.model import ABSENT, Facts, Image, Method, Need, Patch, Slot, Targe
 from overlay.platform import Platform
 from overlay.registry import Registry, builtin
 from overlay.source import module_file
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(overlay.__file__).parents[1]
 LAYERNORM = "sglang/srt/layers/layernorm.py"
@@ -47,6 +53,17 @@ def write_tree(root: Path, files: Mapping[str, str | bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return root
+
+
+def executed(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of a file, imported under the file's name for as long as the test runs."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 def synthetic(root: Path, version: str = "0.5.9", **changed: str | bytes) -> Path:

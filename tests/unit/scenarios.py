@@ -10,7 +10,7 @@ from tests.unit.engine_support import Ended, python, synthetic
 ALPHA, BETA = "import sglang.srt.alpha\n", "import sglang.srt.beta\n"
 ACTIVATE = "r = activate()\n"
 SHOW = "import json; print(json.dumps([results().alpha, results().beta]))\n"
-_PRELUDE = "import os, sys, importlib\nfrom tests.unit.process_support import activate, install_registry, results\n"
+PRELUDE = "import os, sys, importlib\nfrom tests.unit.process_support import activate, install_registry, results\n"
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class Scenario:
 
     def __call__(self, patches: str, code: str, **environ: str) -> Ended:
         given = {"PATCHES": patches, "AMD_SGLANG_RUN_DIR": str(self.run_dir), **environ}
-        return python("-c", _PRELUDE + code, path=(self.tree,), environ=given)
+        return python("-c", PRELUDE + code, path=(self.tree,), environ=given)

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-import launcher
-from overlay import inspection
+from overlay import arguments, commands, inspection
 from overlay.errors import NoSglangError
 from overlay.source import SourceTree
-from tests.unit.engine_support import python, synthetic
+from tests.unit.engine_support import Ended, python, synthetic
 
 Invoke = Callable[..., Result]
 
@@ -32,14 +34,14 @@ class Started:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
     seen: list[Started] = []
 
-    def start(command: Sequence[str], dry_run: bool, options: Mapping[str, object]) -> None:
-        seen.append(Started(list(command), {"dry_run": dry_run, **options}))
+    def start(command: Sequence[str], options: Mapping[str, object]) -> None:
+        seen.append(Started(list(command), dict(options)))
 
-    monkeypatch.setattr(launcher, "_start", start)
+    monkeypatch.setattr(commands, "start", start)
     return seen
 
 
-def invoke(*arguments: str, command: Any = launcher.main, **environ: str) -> Result:
+def invoke(*arguments: str, command: Any = commands.main, **environ: str) -> Result:
     return CliRunner().invoke(command, arguments, env=environ)
 
 
@@ -119,7 +121,7 @@ def test_an_option_without_its_value_is_an_error(started: list[Started], option:
 
 @pytest.mark.parametrize("count", ["-1", "1.5", "all", ""])
 def test_a_number_of_shadow_runs_is_a_whole_number(started: list[Started], count: str) -> None:
-    for result in (invoke("launch", "--shadow", count), invoke("--shadow", count, "x.py", command=launcher.wrapper)):
+    for result in (invoke("launch", "--shadow", count), invoke("--shadow", count, "x.py", command=commands.wrapper)):
         assert (result.exit_code, started) == (2, [])
         assert "--shadow" in result.output and count in result.output
 
@@ -144,14 +146,14 @@ def test_help_starts_nothing(started: list[Started], command: tuple[str, ...]) -
 def test_any_program_can_be_run(
     started: list[Started], arguments: tuple[str, ...], rest: list[str], strict: bool
 ) -> None:
-    result = invoke(*arguments, command=launcher.wrapper)
+    result = invoke(*arguments, command=commands.wrapper)
     assert result.exit_code == 0, result.output
     assert (started[0].command, started[0].options["strict"]) == (rest, strict)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--",), ("--strict",), ("-m",)])
 def test_a_program_must_be_named(started: list[Started], arguments: tuple[str, ...]) -> None:
-    result = invoke(*arguments, command=launcher.wrapper)
+    result = invoke(*arguments, command=commands.wrapper)
     assert (result.exit_code, started) == (2, [])
     assert "name a program" in result.output
 
@@ -231,11 +233,75 @@ def test_commands_that_are_imported_when_they_are_named() -> None:
     assert "explain" in invoke("patches", "--help").output
 
 
-_LOADED = "import sys, launcher; print(*sys.modules)"
+_LAUNCH = """
+import gc, os, sys
+from launcher import main
+collections = [each["collections"] for each in gc.get_stats()]
+def become(*_):
+    {}
+os.execve = become
+main(sys.argv[1:])
+"""
 
 
-def test_a_launch_imports_nothing_of_the_other_commands() -> None:
-    loaded = set(python("-c", _LOADED).out.split())
-    assert "overlay.launch" in loaded
-    others = {"overlay.doctor", "overlay.inspection", "overlay.diff", "overlay.wheel", "zipfile", "importlib.metadata"}
-    assert loaded.isdisjoint(others)
+def at_exec(tree: Path, statement: str) -> Ended:
+    """A launch of `tree` that executes a statement where it would become sglang."""
+    path, runs = tree / "launch.py", {"AMD_SGLANG_RUN_DIR": str(tree / "runs")}
+    path.write_text(_LAUNCH.format(statement))
+    return python(str(path), "launch", "--shadow", "3", "--model", "m", path=(tree,), environ=runs)
+
+
+def test_a_launch_imports_nothing_that_only_other_commands_need(tmp_path: Path) -> None:
+    ended = at_exec(synthetic(tmp_path), "print('became', *sys.modules)")
+    became, *loaded = ended.out.split()
+    assert became == "became" and "patches.gemma_rmsnorm" in loaded, ended.err
+    ours = {"commands", "doctor", "inspection", "diff", "wheel", "packs"}
+    theirs = {"click", "packaging.specifiers", "zipfile", "importlib.metadata", "logging", "tempfile"}
+    assert theirs.union(f"overlay.{name}" for name in ours).isdisjoint(loaded)
+
+
+def test_a_launch_collects_no_garbage(tmp_path: Path) -> None:
+    ended = at_exec(synthetic(tmp_path), "print([each['collections'] for each in gc.get_stats()] == collections)")
+    assert ended.out == "True\n", ended.err
+
+
+def test_an_interrupted_launch_says_so_as_click_does(tmp_path: Path) -> None:
+    ended = at_exec(synthetic(tmp_path), "raise KeyboardInterrupt")
+    assert (ended.code, ended.err.endswith("\n\nAborted!\n")) == (1, True), ended.err
+
+
+_flags = st.sampled_from(["--strict", "--dry-run", "--strict=1", "--help"])
+_lists = st.sampled_from(
+    ["--enable", "--enable=a", "--disable=b", "--allow-drift", "--packs", "--packs=c", "--enable="]
+)
+_values = st.sampled_from(
+    ["--trust-version=0.5.9", "--shadow=3", "--shadow", "--shadow=-1", "--shadow=x", "--simulate"]
+)
+_others = st.sampled_from(["--", "-m", "a", "7", "", "=", "--model", "--model=m", "--enabled", "-"])
+
+
+@given(st.lists(_flags | _lists | _values | _others, max_size=6))
+@example(["--enable", "--strict", "--shadow", "3", "--", "--dry-run"])
+@example(["--simulate", "--", "-m", "--strict"])
+@settings(deadline=None, max_examples=500)
+def test_what_a_launch_reads_by_itself_is_what_click_reads(given: list[str]) -> None:
+    read = arguments.read(given)
+    for command in (commands.launch, commands.wrapper):
+        try:
+            context = command.make_context("launch", list(given))
+        except (click.UsageError, click.exceptions.Exit):
+            assert read is None or command is commands.wrapper
+        else:
+            assert read in (None, (context.params, context.obj))
+    in_order = [one for one in given if not one.startswith("-")]
+    assert arguments.read(["--strict", "--", *in_order]) == ({**DEFAULTS, "strict": True}, in_order)
+
+
+@pytest.mark.parametrize("program", [("launcher", "launch"), ("overlay",)])
+@pytest.mark.parametrize("wrong", [("--enable", "nope"), ("--trust-version=next",)])
+def test_an_error_reads_alike_with_and_without_click(program: tuple[str, ...], wrong: tuple[str, ...]) -> None:
+    command = commands.main if program[1:] else commands.wrapper
+    shown = invoke(*program[1:], *wrong, "x.py", command=command)
+    ended = python("-m", *program, *wrong, "x.py")
+    assert (ended.code, ended.err) == (shown.exit_code, shown.output)
+    assert ended.err.startswith("Error: ")

@@ -9,7 +9,7 @@ import keyword
 import random
 import tokenize
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -18,6 +18,7 @@ from packaging.version import Version
 from matrix.scenarios import SCENARIOS, Scenario
 from overlay.model import Decision, Patch, Slot, State
 from overlay.plan import make_plan
+from overlay.records import dataclass
 from overlay.registry import Registry, builtin
 from overlay.source import DirectoryTree, SourceTree, UnreadableSourceError, module_file
 from tests.unit.engine_support import RELEASES

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import launcher
-from overlay import denylist
+from overlay import commands, denylist
 from overlay.denylist import Entry
 from overlay.errors import OverlayError
 from overlay.model import State
@@ -197,7 +196,7 @@ NORM = replace(ALPHA, patch="gemma-rmsnorm", simulated=True)
 
 def invoke(*arguments: str, path: Path, simulate: str | None = None) -> Result:
     environ = {"AMD_SGLANG_DENYLIST": str(path), "AMD_SGLANG_SIMULATE": simulate}
-    return CliRunner().invoke(launcher.main, arguments, env=environ)
+    return CliRunner().invoke(commands.main, arguments, env=environ)
 
 
 def test_the_list_of_patches_says_which_are_denied(path: Path) -> None:

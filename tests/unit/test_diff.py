@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import launcher
-from overlay import excerpt, fingerprint, render
+from overlay import commands, excerpt, fingerprint, render
 from overlay.diff import SlotDiff, diff_patch
 from overlay.model import ABSENT, Method, Patch, Slot, Target
 from overlay.registry import builtin
@@ -207,7 +206,7 @@ def test_both_sides_of_every_patch_on_real_releases_are_code(release: str) -> No
 @pytest.mark.skipif(not RELEASES, reason="no real sglang release is here: run `make releases`")
 def test_the_command_prints_one_and_json_the_same() -> None:
     arguments = ["patches", "diff", "gemma-rmsnorm", "--sglang", str(next(iter(RELEASES.values())))]
-    text, document = (CliRunner().invoke(launcher.main, [*arguments, *more]) for more in ([], ["--json"]))
+    text, document = (CliRunner().invoke(commands.main, [*arguments, *more]) for more in ([], ["--json"]))
     assert (text.exit_code, document.exit_code) == (0, 0), text.output + document.output
     for target in json.loads(document.output)["targets"]:
         assert target["diff"].rstrip() in text.output

@@ -20,7 +20,7 @@ from overlay.bound import Bound, absolute
 from overlay.counters import CALLS, FAILURES, SHADOWED
 from overlay.errors import MalformedSwitchError
 from tests.unit.engine_support import clean_environ
-from tests.unit.scenarios import _PRELUDE, ACTIVATE, ALPHA, Scenario
+from tests.unit.scenarios import ACTIVATE, ALPHA, PRELUDE, Scenario
 
 FAIL = "os.environ['KERNEL'] = 'no such instruction'\n"
 CALL = "print(results().alpha)\n"
@@ -109,7 +109,7 @@ def test_two_overlays_of_one_process_count_in_one_file(scenario: Scenario) -> No
 
 
 def test_others_see_the_counts_while_it_runs_and_after_it_was_killed(scenario: Scenario) -> None:
-    code = _PRELUDE + ACTIVATE + ALPHA + "for line in sys.stdin:\n    results()\n    print('done', flush=True)\n"
+    code = PRELUDE + ACTIVATE + ALPHA + "for line in sys.stdin:\n    results()\n    print('done', flush=True)\n"
     given = {"PATCHES": "guarded", "AMD_SGLANG_RUN_DIR": str(scenario.run_dir)}
     path = os.pathsep.join([str(scenario.tree), str(Path(guards.__file__).parent.parent)])
     process = subprocess.Popen(

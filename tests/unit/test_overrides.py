@@ -12,6 +12,7 @@ from overlay import render
 from overlay.errors import MalformedSwitchError, UnknownPatchError
 from overlay.model import ABSENT, Decision, Image, Patch, Slot, State, Variant
 from overlay.plan import Plan, make_plan
+from overlay.render_status import status_table
 from overlay.source import DirectoryTree
 from tests.unit.engine_support import (
     ABSENT_IMAGE,
@@ -217,4 +218,4 @@ def test_a_status_table_names_both() -> None:
         "platform": {"kind": "rocm", "arch": "gfx942", "simulated": False},
         "overrides": {"trust_version": "0.5.9", "allow_drift": ["alpha"]},
     }  # fmt: skip
-    assert "plan 0000000000000000 | --trust-version 0.5.9 --allow-drift alpha" in render.status_table([row])
+    assert "plan 0000000000000000 | --trust-version 0.5.9 --allow-drift alpha" in status_table([row])

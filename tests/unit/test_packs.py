@@ -14,9 +14,8 @@ import pytest
 
 from overlay import packs, render
 from overlay.errors import MalformedSwitchError, OverlayError, PackError, UnknownPackError
-from overlay.gates import check
+from overlay.gates import asked, check
 from overlay.model import Pack, Patch, State
-from overlay.packs import asked
 from overlay.plan import Plan, make_plan
 from overlay.registry import builtin, load
 from overlay.source import DirectoryTree

@@ -106,7 +106,7 @@ def test_the_digest_is_the_same_in_another_process_and_another_place(tmp_path: P
 
 _IMPORTED = """
 import json, sys
-from launcher import main
+from overlay.commands import main
 try:
     main(sys.argv[1:], standalone_mode=False)
 finally:

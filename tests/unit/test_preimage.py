@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import wrapt
 from overlay.install import held
 from overlay.model import Slot
 from overlay.preimage import Proof
+from tests.unit.engine_support import executed
 
 SOURCE = '''
 import functools
@@ -82,13 +82,7 @@ def cached_and_decorated(x):
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "preimage_sandbox.py").write_text(SOURCE)
-    spec = importlib.util.spec_from_file_location("preimage_sandbox", tmp_path / "preimage_sandbox.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "preimage_sandbox", module)
-    spec.loader.exec_module(module)
-    return module
+    return executed(tmp_path / "preimage_sandbox.py", monkeypatch)
 
 
 def objection(live: ModuleType, qualname: str) -> str | None:

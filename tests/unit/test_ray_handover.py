@@ -39,8 +39,7 @@ def test_what_the_program_gave_to_ray_is_kept(monkeypatch: pytest.MonkeyPatch) -
     theirs = {"pip": ["x"], "env_vars": {"SGLANG_USE_AITER": "0", "HELLO": "1"}}
     made = ray_handover.hook(theirs)
     assert made["pip"] == ["x"]
-    assert {**made["env_vars"], **GIVEN} == {**ray_handover.carried(GIVEN), **made["env_vars"], "SGLANG_USE_AITER": "1"}
-    assert (made["env_vars"]["SGLANG_USE_AITER"], made["env_vars"]["HELLO"]) == ("0", "1")
+    assert made["env_vars"].items() >= {**GIVEN, "SGLANG_USE_AITER": "0", "HELLO": "1"}.items()
     assert ray_handover.hook(None)["env_vars"]["AMD_SGLANG_PLAN"] == "1b49"
     assert theirs["env_vars"] == {"SGLANG_USE_AITER": "0", "HELLO": "1"}
 

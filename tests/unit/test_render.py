@@ -11,7 +11,8 @@ from overlay.counters import FIELDS
 from overlay.model import State
 from overlay.plan import Plan, make_plan
 from overlay.platform import Platform
-from overlay.render import status_table, summary
+from overlay.render import summary
+from overlay.render_status import status_table
 from overlay.source import DirectoryTree
 from tests.unit.engine_support import BETA_PATCH, PATCH, ROCM, registry, synthetic
 

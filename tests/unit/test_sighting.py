@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -19,9 +18,9 @@ from overlay.model import Slot
 from overlay.observer import Observer
 from overlay.preimage import Proof
 from overlay.registry import builtin
-from overlay.sighting import Memory, SourceFile
+from overlay.sighting import Memory, Sighting, SourceFile
 from overlay.source import DirectoryTree, read_module
-from tests.unit.engine_support import RELEASES, write_tree
+from tests.unit.engine_support import RELEASES, executed, write_tree
 
 #: Statements of a module among which a definition is easily cut out wrongly.
 NASTY = (
@@ -156,15 +155,9 @@ TEXT = "import os\n" + "x = 1\n" * 100 + "class A:\n    def f(self):\n        re
 
 
 @pytest.fixture
-def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     write_tree(tmp_path, {"sighted.py": TEXT})
-    spec = importlib.util.spec_from_file_location("sighted", tmp_path / "sighted.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "sighted", module)
-    spec.loader.exec_module(module)
-    yield module
+    return executed(tmp_path / "sighted.py", monkeypatch)
 
 
 def test_what_the_plan_parsed_is_not_parsed_for_the_proof(
@@ -174,29 +167,38 @@ def test_what_the_plan_parsed_is_not_parsed_for_the_proof(
     slots = [Slot("sighted", "A.f"), Slot("sighted", "A.missing")]
     observer = Observer(DirectoryTree(Path(str(live.__file__)).parent))
     observed = [observer.observe(slot) for slot in slots]
-    assert parsed == [TEXT.encode()]
+    assert parsed[0] == TEXT.encode()
+    planned = list(parsed)
     proof = Proof(live)
     for slot, seen, held in zip(slots, observed, (live.A.f, None), strict=True):
         assert proof.objection(slot, held, seen) is None
-    assert parsed.count(TEXT.encode()) == 1
+    assert parsed == planned
 
 
 def test_a_file_with_one_byte_more_is_another_file(memory: Memory, parsed: list[bytes]) -> None:
     sightings = [SourceFile(source, memory).sighting("A.f") for source in (TEXT.encode(), b"\n" + TEXT.encode())]
-    assert len(parsed) == 2
+    assert {TEXT.encode(), b"\n" + TEXT.encode()} <= set(parsed)
     assert sightings[0].observed == sightings[1].observed
     assert sightings[1].first == sightings[0].first + 1
 
 
-def test_a_wrong_row_cannot_pass_for_the_source(live: ModuleType, memory: Memory) -> None:
-    del memory
-    file = SourceFile(TEXT.encode(), Memory())
-    right = file.sighting("A.f")
-    rows = {"A.f": [right.observed, right.first - 1, right.last, False, []]}
-    assert list(SourceFile(TEXT.encode(), Memory({file.content: rows})).texts("A.f")) == [TEXT.encode()]
-    rows = {"A.f": ["0" * 16, right.first, right.last, False, []]}
-    assert list(SourceFile(TEXT.encode(), Memory({file.content: rows})).texts("A.f")) == [TEXT.encode()]
+@pytest.mark.parametrize(("up", "down"), [(1, 0), (0, 1), (-1, 0), (90, -3)])
+def test_a_wrong_row_cannot_pass_for_the_source(live: ModuleType, memory: Memory, up: int, down: int) -> None:
+    content = SourceFile(TEXT.encode(), memory).content
+    right = SourceFile(TEXT.encode(), Memory()).sighting("A.f")
+    known = {"A.f": Sighting(right.observed, right.first - up, right.last + down)}
+    memory.of(content).update(known)
+    excerpt, whole = SourceFile(TEXT.encode(), memory).texts("A.f")
+    assert excerpt != whole == TEXT.encode()
     assert Proof(live).foreign(Slot("sighted", "A.f"), live.A.f) is None
+    live.A.f = lambda self: os.getpid()
+    assert "not the function" in str(Proof(live).foreign(Slot("sighted", "A.f"), live.A.f))
+
+
+def test_lines_that_do_not_give_the_digest_alone_are_not_sighted() -> None:
+    uncut = b"class A:\n    def f(self):\n        return os.getpid()\nimport os\n"
+    assert SourceFile(uncut, Memory()).sighting("A.f") == Sighting(SourceFile(uncut, Memory()).sighting("A.f").observed)
+    assert SourceFile(b"\n" + uncut, Memory()).sighting("A.f").last == 4
 
 
 def test_what_could_not_be_read_is_not_remembered(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:

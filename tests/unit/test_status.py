@@ -79,16 +79,13 @@ def test_a_root_that_cannot_be_trusted_is_refused(tmp_path: Path, kind: str, mon
     ("environ", "expected"),
     [
         ({"AMD_SGLANG_RUN_DIR": "/given", "XDG_RUNTIME_DIR": "/tmp"}, "/given"),
-        ({"XDG_RUNTIME_DIR": "{tmp}"}, "{tmp}/amd-sglang-{uid}"),
-        ({}, "{tmp}/amd-sglang-{uid}"),
+        ({"XDG_RUNTIME_DIR": "/given"}, "/tmp/amd-sglang-{uid}"),
+        ({"TMPDIR": "/scratch"}, "/scratch/amd-sglang-{uid}"),
+        ({"TMPDIR": ""}, "/tmp/amd-sglang-{uid}"),
     ],
 )
-def test_where_runs_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], expected: str
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    filled = {name: value.format(tmp=tmp_path) for name, value in environ.items()}
-    assert str(status.run_root(filled)) == expected.format(tmp=tmp_path, uid=os.getuid())
+def test_where_runs_are_kept(environ: dict[str, str], expected: str) -> None:
+    assert str(status.run_root(environ)) == expected.format(uid=os.getuid())
 
 
 def test_a_document_that_cannot_be_written_leaves_the_old_one_and_no_litter(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import launcher
+from overlay import commands
 from overlay.errors import OverlayError
 from overlay.model import ABSENT, Slot
 from overlay.source import DirectoryTree
@@ -18,7 +18,7 @@ from tests.unit.engine_support import ALPHA, ALPHA_TEXT, BETA, RELEASES, digest_
 
 
 def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(launcher.main, ("patches", "fingerprint", *arguments))
+    return CliRunner().invoke(commands.main, ("patches", "fingerprint", *arguments))
 
 
 @pytest.mark.parametrize("text", ["sglang.srt.a", "sglang:", ":A", "a b:c", "a:b:c", "a/b.py:c", "a.:c", "a:b.", "a:1"])

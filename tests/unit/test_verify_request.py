@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 from click.testing import CliRunner, Result
 
-import launcher
+from overlay import commands
 from overlay.errors import OverlayError, RegistryError
 from overlay.model import Patch
 from overlay.plan import Plan, make_plan
@@ -118,7 +118,7 @@ def test_a_name_that_cannot_be_a_function_is_refused(kernels: str) -> None:
 
 
 def invoke(*arguments: str, **environ: str | None) -> Result:
-    return CliRunner().invoke(launcher.main, ["verify", *arguments], env={"AMD_SGLANG_SIMULATE": None, **environ})
+    return CliRunner().invoke(commands.main, ["verify", *arguments], env={"AMD_SGLANG_SIMULATE": None, **environ})
 
 
 def test_the_command_checks_names_before_it_starts_anything(monkeypatch: pytest.MonkeyPatch) -> None:

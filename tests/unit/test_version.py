@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
+from overlay import version_range
 from overlay.source import DirectoryTree
 from overlay.version import VersionKind, classify, may_lie_within, newer_than, read_version, within
 from tests.unit.engine_support import RELEASES, write_tree
@@ -53,6 +58,24 @@ def test_a_string_is_trusted_only_if_it_names_one_published_source(text: str, ki
 )
 def test_ranges_follow_pep_440_and_always_count_prereleases(text: str, specifier: str, inside: bool) -> None:
     assert within(classify(text), specifier) is inside
+
+
+_numbers = st.integers(0, 3)
+_releases = st.builds("{}.{}".format, _numbers, _numbers) | st.builds("0.{}.{}".format, _numbers, _numbers)
+_tags = st.sampled_from(["", ".post", ".dev", "rc", "rc1.post", ".post1.dev", "rc1.post1.dev"])
+_tagged = st.builds(lambda release, tag, n: f"{release}{tag}{n}" if tag else release, _releases, _tags, _numbers)
+_locals = st.sampled_from(["", "", "+rocm700"])
+
+
+@given(
+    st.builds("{}{}{}".format, st.sampled_from(["", "", "1!"]), _tagged, _locals),
+    st.builds("{}{}".format, _releases, st.sampled_from(["", ".post1", ".post2"])),
+    _releases,
+)
+def test_the_range_of_a_patch_means_what_packaging_takes_it_for(text: str, since: str, before: str) -> None:
+    specifier, version = f">={since},<{before}", Version(text)
+    assert version_range.contains(specifier, version) is SpecifierSet(specifier).contains(version, prereleases=True)
+    assert version_range.ceiling(specifier) == Version(before)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ def tell(what, **facts):
     sys.stdout.flush()
 DEVICE
 for one in ids:
-    tell("patch", id=one)
     tell("case", label="1 x 96", kernel="triton")
     ACTION
     tell("outcome", label="1 x 96", kernel="triton", share=0.5, graph="replayed")

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from overlay import status
+from overlay.status_schema import SCHEMA
 from overlay.web.routes import routes
 from overlay.web.snapshot import Snapshot
 
@@ -28,7 +29,7 @@ def document(role: str, *patches: dict[str, object], **more: object) -> dict[str
     pid = more.get("pid", os.getpid())
     assert isinstance(pid, int)
     return {
-        "schema": status.SCHEMA, "pid": pid, "started": status.started(pid), **status.machine(), "role": role,
+        "schema": SCHEMA, "pid": pid, "started": status.started(pid), **status.machine(), "role": role,
         "ranks": {}, "ready": True, "overlay": "0.1.0", "plan": "1b4953a47a8122c3", "sglang": {"version": "0.5.9"},
         "platform": {"kind": "rocm", "arch": "gfx942", "simulated": True}, "patches": list(patches), **more,
     }  # fmt: skip

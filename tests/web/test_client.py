@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from launcher import main
+from overlay.commands import main
 from overlay.web import client
 from overlay.web.client import NoStatusError, ask
 from tests.web.app import document, patch, serving, write

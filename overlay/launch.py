@@ -92,7 +92,14 @@ def prepare(
             say(f"the denylist {denylist.path_of(wanted)} names {one}, which is no patch here: ignored")
     else:
         wanted = denylist.without(streams.environ)
-    plan = make_plan(registry, installed_tree(launch_search_path(list(arguments))), platform, wanted)
+    search = launch_search_path(list(arguments))
+    tree = installed_tree(search)
+    plan = make_plan(registry, tree, platform, wanted)
+    if stream_environment.streams_on(wanted):
+        from overlay import doctor  # few launches ask for a stream
+
+        for finding in doctor.wrong_numbers(wanted, registry, tree, search, platform, plan):
+            say(f"{finding.message}. {finding.fix}")
     if gates.STRICT.read(wanted):
         _insist(plan, gates.ENABLE.read(wanted))
     ready = ray_handover.noted(environ, delivery.environment({**wanted, "AMD_SGLANG_PLAN": plan.digest}))

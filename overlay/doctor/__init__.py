@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from overlay.doctor import check_hazards, check_machine, check_packages, check_packs, check_setup, check_streams
+from overlay.doctor import (
+    check_hazards,
+    check_machine,
+    check_packages,
+    check_packs,
+    check_setup,
+    check_streams,
+    installed,
+)
 from overlay.doctor.facts import Facts
 from overlay.doctor.finding import Finding
-from overlay.doctor.gathering import gather
+from overlay.doctor.gathering import gather, withheld
 from overlay.doctor.report import Report
+from overlay.plan import Plan
+from overlay.platform import Platform
+from overlay.registry import Registry
+from overlay.source import SourceTree
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     *check_machine.CHECKS,
@@ -27,6 +39,25 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
 def examine(environ: Mapping[str, str], arguments: Sequence[str] = ()) -> Report:
     """Look at everything. `arguments` are those `sglang.launch_server` would get. Raises nothing a user can cause."""
     return diagnose(gather(environ, arguments))
+
+
+def wrong_numbers(
+    environ: Mapping[str, str],
+    registry: Registry,
+    tree: SourceTree,
+    search: Sequence[str],
+    platform: Platform,
+    plan: Plan,
+) -> tuple[Finding, ...]:
+    """Of all findings the one that a launch must not keep to itself: a second stream, as planned, computes wrongly."""
+    facts = Facts(
+        environ,
+        platform=platform,
+        sglang=installed.sglang(tree, search),
+        plan=plan,
+        withheld=withheld(registry, tree, platform, environ),
+    )
+    return tuple(check_hazards.numbers(facts))
 
 
 def diagnose(facts: Facts) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from overlay.model import State
 from overlay.plan import make_plan
 from overlay.registry import builtin
 from overlay.source import DirectoryTree
-from tests.unit.engine_support import RELEASES, ROCM
+from tests.unit.engine_support import RELEASES, ROCM, python
 
 ALT = {"SGLANG_ALT_STREAM": "1", "SGLANG_USE_AITER": "1"}
 GDN = {**ALT, "SGLANG_GDN_QKVZ_BA_ALT_STREAM": "1"}
@@ -26,10 +27,14 @@ MORI = ("--moe-a2a-backend", "mori")
 PLAIN = ("--disable-shared-experts-fusion",)
 
 
-def facts_of(release: str, environ: Mapping[str, str], arguments: tuple[str, ...] = PLAIN) -> Facts:
+def path_of(release: str) -> Path:
     if release not in RELEASES:
         pytest.skip(f"sglang {release} is not here: run `make releases`")
-    tree = DirectoryTree(RELEASES[release])
+    return RELEASES[release]
+
+
+def facts_of(release: str, environ: Mapping[str, str], arguments: tuple[str, ...] = PLAIN) -> Facts:
+    tree = DirectoryTree(path_of(release))
     return Facts(
         environ=environ,
         arguments=ServerArguments.of(arguments),
@@ -116,3 +121,12 @@ def test_a_planned_patch_without_which_a_stream_is_idle_is_planned_here() -> Non
     assert facts.plan is not None
     states = {decision.patch.id: decision.state for decision in facts.plan.decisions}
     assert {states[patch] for patch in PATCH_OF.values()} == {State.PLANNED}
+
+
+@pytest.mark.parametrize("disabled", [(), ("--disable", "fix-dual-stream-scaling")])
+def test_a_launch_says_that_its_stream_would_compute_wrongly(disabled: tuple[str, ...]) -> None:
+    """It starts all the same: the fix was switched off by name."""
+    launch = ("-m", "launcher", "launch", "--dry-run", "--simulate", "gfx942", *disabled)
+    ended = python(*launch, path=(path_of("0.5.12.post1"),), environ=MULTI)
+    assert ended.code == 0, ended.err
+    assert ("routed experts are scaled twice. Unset SGLANG_ROCM_USE_MULTI_STREAM" in ended.err) == bool(disabled)

@@ -120,8 +120,10 @@ DENYLIST = Gate(f"{PREFIX}DENYLIST", "file of the patches whose kernel `verify` 
 SIMULATE = Gate(f"{PREFIX}SIMULATE", "simulate this gfx architecture on the CPU", "", str)
 SIMULATE_AITER = Gate(f"{PREFIX}SIMULATE_AITER", "aiter version the simulation answers as", "auto", str)
 
+#: The digest of the plan that a launcher has shown.
+ANNOUNCED = f"{PREFIX}PLAN"
 #: Handed from the launcher to its children. Not switches: nobody sets them by hand.
-HANDOVER = tuple(f"{PREFIX}{name}" for name in ("PREFIX", "PYTHON", "PLAN", "DENIED", "ADDED", "RAY_HOOK"))
+HANDOVER = (ANNOUNCED, *(f"{PREFIX}{name}" for name in ("PREFIX", "PYTHON", "DENIED", "ADDED", "RAY_HOOK")))
 
 SWITCHES: tuple[Gate[object], ...] = (
     OVERLAY, STRICT, ENABLE, DISABLE, TRUST_VERSION, ALLOW_DRIFT, PACKS, SHADOW, API_KEY, RUN_DIR, DENYLIST, SIMULATE,

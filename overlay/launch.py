@@ -102,7 +102,7 @@ def prepare(
             say(f"{finding.message}. {finding.fix}")
     if gates.STRICT.read(wanted):
         _insist(plan, gates.ENABLE.read(wanted))
-    ready = ray_handover.noted(environ, delivery.environment({**wanted, "AMD_SGLANG_PLAN": plan.digest}))
+    ready = ray_handover.noted(environ, delivery.environment({**wanted, gates.ANNOUNCED: plan.digest}))
     added = {name: value for name, value in ready.items() if environ.get(name) != value}
     return Prepared((*delivery.interpreter(), *arguments), ready, added, plan)
 

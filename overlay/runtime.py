@@ -51,7 +51,7 @@ class Runtime:
             with contextlib.suppress(OSError, OverlayError):  # the report says that it cannot be written
                 status.join_run_dir(self._run_dir)
         self._report = ProcessReport(plan, self._run_dir, strict=self._strict)
-        self._announced = environ.get("AMD_SGLANG_PLAN")
+        self._announced = environ.get(gates.ANNOUNCED)
         self._doom: str | None = None
         self._serving = False
         # Several patches wait for one module, and are applied one after the other when it has executed.
@@ -75,12 +75,14 @@ class Runtime:
 
         return Peers(self.plan, self.state, self._announced, self._run_dir)
 
-    def check_plan(self, announced: str | None) -> None:
-        """This plan is not the one a launcher showed: say what is wrong with it. Another sglang may be imported here,
-        or the environment was changed on the way."""
+    def check_plan(self) -> None:
+        """If this plan is not the one a launcher showed, say what is wrong with it. Another sglang may be imported
+        here, or the environment was changed on the way."""
+        if self._announced == self.plan.digest:
+            return
         problems = [f"{d.patch.id} is {d.state.value}: {d.reason}" for d in self.plan.decisions if d.state in BROKEN]
-        if announced:
-            problems.insert(0, f"the launcher announced {announced}, this process plans {self.plan.digest}")
+        if self._announced:
+            problems.insert(0, f"the launcher announced {self._announced}, this process plans {self.plan.digest}")
         for problem in problems:
             say(f"{problem} [{self.plan.sglang_path}]")
         if problems and self._strict:
@@ -239,9 +241,7 @@ def activate(environ: Mapping[str, str]) -> Runtime:
     """Decide for the sglang that this process is about to import, and wait for its modules."""
     plan = make_plan(load(environ), installed_tree(), detect(environ), environ)
     runtime = Runtime(plan, environ)
-    announced = environ.get("AMD_SGLANG_PLAN")
-    if announced != plan.digest:
-        runtime.check_plan(announced)
+    runtime.check_plan()
     runtime.arm()
     _active.append(runtime)
     return runtime

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import asdict, field
 from pathlib import Path
 
 from overlay import denylist_file, gates
@@ -67,7 +67,7 @@ def deny(path: Path, entries: tuple[Entry, ...]) -> None:
     new = {(entry.patch, entry.where) for entry in entries}
     with denylist_file.locked(path):
         kept = tuple(entry for entry in read(path) if (entry.patch, entry.where) not in new)
-        denylist_file.write(path, (*kept, *entries))
+        denylist_file.write(path, [asdict(entry) for entry in (*kept, *entries)])
 
 
 def clear(path: Path, ids: tuple[str, ...]) -> tuple[Entry, ...]:
@@ -76,7 +76,7 @@ def clear(path: Path, ids: tuple[str, ...]) -> tuple[Entry, ...]:
         return ()
     with denylist_file.locked(path):
         known = read(path)
-        denylist_file.write(path, tuple(entry for entry in known if entry.patch not in ids))
+        denylist_file.write(path, [asdict(entry) for entry in known if entry.patch not in ids])
     return tuple(entry for entry in known if entry.patch in ids)
 
 

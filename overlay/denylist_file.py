@@ -6,16 +6,12 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from overlay import gates, private_file
 from overlay.errors import OverlayError
-
-if TYPE_CHECKING:
-    from overlay.denylist import Entry
 
 SCHEMA = 1
 _KEYS: dict[str, type] = {
@@ -29,8 +25,8 @@ _KEYS: dict[str, type] = {
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The entries of the file, with exactly the keys of `Entry`; none where there is no file. Raises OverlayError for a
-    file that is malformed, and for one that is a link or somebody else's."""
+    """The entries of the file, each with exactly the keys of `_KEYS`; none where there is no file. Raises OverlayError
+    for a file that is malformed, and for one that is a link or somebody else's."""
     try:
         text = private_file.read(path)
     except FileNotFoundError:
@@ -50,9 +46,9 @@ def read(path: Path) -> list[dict[str, Any]]:
         ) from None
 
 
-def write(path: Path, entries: Sequence[Entry]) -> None:
+def write(path: Path, entries: Sequence[Mapping[str, object]]) -> None:
     """Put entries in place: a reader sees the old file or the new one. Raises OverlayError where that is impossible."""
-    document = {"schema": SCHEMA, "denied": [asdict(entry) for entry in entries]}
+    document = {"schema": SCHEMA, "denied": list(entries)}
     try:
         with private_file.replacing(path) as stream:
             stream.write(f"{json.dumps(document, indent=2)}\n".encode())

@@ -11,13 +11,14 @@ from overlay.cli import echo_json, json_option, overriding, packs_option
 from overlay.diff import diff_patch
 from overlay.errors import NoSglangError
 from overlay.gates import asked
-from overlay.launch import Options
 from overlay.model import Decision
+from overlay.named_tree import open_tree
+from overlay.options import Options
 from overlay.plan import Plan, decision_to_json, make_plan
 from overlay.platform import KINDS, Platform, detect
 from overlay.registry import load
 from overlay.render_status import served_status, status_table
-from overlay.source import SourceTree, installed_tree, launch_search_path, open_tree
+from overlay.source import SourceTree, installed_tree, launch_search_path
 from overlay.status_schema import SCHEMA as STATUS_SCHEMA
 from overlay.survey import SCHEMA, parse_slot, survey, tabulate
 

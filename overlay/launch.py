@@ -6,60 +6,18 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NoReturn
 
 from overlay import aiter_switch, delivery, denylist, gates, ray_handover, status, stream_environment
-from overlay.errors import StrictError, UnknownPatchError
+from overlay.errors import StrictError
 from overlay.model import BROKEN, State
+from overlay.options import Options
 from overlay.plan import Plan, make_plan
 from overlay.platform import detect
 from overlay.records import dataclass
-from overlay.registry import Registry, load
+from overlay.registry import load
 from overlay.say import say
 from overlay.source import installed_tree, launch_search_path
-
-
-@dataclass(frozen=True)
-class Options:
-    """The switches of a launch, each with its environment variable."""
-
-    strict: bool = False
-    enable: tuple[str, ...] = ()
-    disable: tuple[str, ...] = ()
-    trust_version: str | None = None
-    allow_drift: tuple[str, ...] = ()
-    packs: tuple[str, ...] = ()
-    shadow: int | None = None
-    simulate: str | None = None
-
-    def over(self, environ: Mapping[str, str], registry: Registry) -> dict[str, str]:
-        """`environ` with these options set in it; lists add to what is there. SGLANG_USE_AITER comes out as 1 or 0."""
-        merged = aiter_switch.respelled(environ)
-        if self.strict:
-            merged[gates.STRICT.name] = "1"
-        if self.shadow is not None:
-            merged[gates.SHADOW.name] = str(self.shadow)
-        if self.trust_version is not None:
-            option = replace(gates.TRUST_VERSION, name="--trust-version")
-            merged[gates.TRUST_VERSION.name] = option.read({option.name: self.trust_version})
-        for flag, gate, ids in (
-            ("--enable", gates.ENABLE, self.enable),
-            ("--disable", gates.DISABLE, self.disable),
-            ("--allow-drift", gates.ALLOW_DRIFT, self.allow_drift),
-        ):
-            for one in ids:
-                if one not in registry.ids:
-                    raise UnknownPatchError(one, flag, registry.ids)
-            both = dict.fromkeys((*gate.read(environ), *ids))
-            if both:
-                merged[gate.name] = ",".join(both)
-        simulate = self.simulate or gates.SIMULATE.read(environ)
-        if simulate:
-            from overlay import simulate as simulation
-
-            merged = simulation.environment(simulate, merged)
-        return merged
 
 
 @dataclass(frozen=True)

@@ -107,22 +107,6 @@ def read_module(tree: SourceTree, module: str) -> bytes | None:
     return None
 
 
-def open_tree(path: str) -> SourceTree:
-    """The tree a user means by `--sglang PATH`: site-packages, the package itself, a checkout, or a wheel."""
-    given = Path(os.path.abspath(os.path.expanduser(path)))
-    if given.suffix == ".whl" and given.is_file():
-        from overlay.wheel import open_wheel  # zipfile, which no process of a server needs
-
-        return open_wheel(given, path)
-    for root in (given, given.parent if given.name == "sglang" else given, given / "python"):
-        if (root / "sglang" / "__init__.py").is_file():
-            return DirectoryTree(root)
-    raise SglangNotFoundError(
-        f"--sglang {path}: no package sglang there. Give the folder that holds it (site-packages, an unpacked wheel, "
-        "the `python` folder of a checkout), the package folder itself, or a wheel."
-    )
-
-
 def installed_tree(search: Sequence[str] | None = None) -> SourceTree:
     """The sglang that `import sglang` finds on `search` (default: `sys.path`), without importing it.
 

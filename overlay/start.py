@@ -7,7 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from overlay import render
-from overlay.launch import Options, prepare, preview, run
+from overlay.launch import prepare, preview, run
+from overlay.options import Options
 
 LAUNCH_SERVER = ("-m", "sglang.launch_server")
 

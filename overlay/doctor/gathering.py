@@ -14,8 +14,8 @@ from overlay.doctor import folders, installed, meddlers, packages
 from overlay.doctor.arguments import ServerArguments
 from overlay.doctor.facts import Aiter, Facts, Machine
 from overlay.errors import OverlayError
-from overlay.launch import Options
 from overlay.model import State
+from overlay.options import Options
 from overlay.plan import make_plan
 from overlay.platform import Platform, detect
 from overlay.registry import Registry, builtin, load

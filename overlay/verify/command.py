@@ -10,7 +10,7 @@ from overlay import denylist, denylist_file
 from overlay.cli import json_option, overriding, packs_option
 from overlay.errors import UnknownPatchError
 from overlay.gates import asked
-from overlay.launch import Options
+from overlay.options import Options
 from overlay.registry import load
 from overlay.verify.request import Request
 from overlay.verify.start import start, start_unplanned

@@ -7,7 +7,8 @@ from typing import NoReturn
 
 from overlay import delivery, denylist, gates
 from overlay.errors import NoSglangError
-from overlay.launch import Options, become, prepare
+from overlay.launch import become, prepare
+from overlay.options import Options
 from overlay.registry import load
 from overlay.verify.request import Request, check_plot
 

@@ -14,7 +14,7 @@ import pytest
 
 from overlay import aiter_switch
 from overlay.errors import MalformedSwitchError
-from overlay.launch import Options
+from overlay.options import Options
 from tests.unit.engine_support import RELEASES, Ended, python, registry, synthetic, write_tree
 
 MEANINGS = {

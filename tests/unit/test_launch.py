@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from overlay.launch import Options
+from overlay.options import Options
 from overlay.registry import builtin
 from tests.unit.engine_support import (
     BETA_PATCH,

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from overlay.errors import SglangNotFoundError
+from overlay.named_tree import open_tree
 from overlay.source import (
     DirectoryTree,
     UnreadableSourceError,
     installed_tree,
     launch_search_path,
-    open_tree,
     read_module,
 )
 from tests.unit.engine_support import synthetic, write_tree

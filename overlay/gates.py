@@ -51,10 +51,7 @@ PATCH_ID = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 
 
 def id_list(text: str) -> tuple[str, ...]:
-    ids = tuple(part.strip() for part in text.split(","))
-    if any(not PATCH_ID.fullmatch(one) for one in ids):
-        raise ValueError("patch ids separated by commas")
-    return ids
+    return _listed(text, PATCH_ID, "patch ids")
 
 
 #: What the packaging standard recommends for the name of an entry point.
@@ -63,10 +60,14 @@ PACK_NAME = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 
 def pack_names(text: str) -> tuple[str, ...]:
     """Each name once, in the order of the text."""
+    return tuple(dict.fromkeys(_listed(text, PACK_NAME, "names of packs")))
+
+
+def _listed(text: str, pattern: re.Pattern[str], what: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
-    if any(not PACK_NAME.fullmatch(one) for one in names):
-        raise ValueError("names of packs separated by commas")
-    return tuple(dict.fromkeys(names))
+    if any(not pattern.fullmatch(one) for one in names):
+        raise ValueError(f"{what} separated by commas")
+    return names
 
 
 def count(text: str) -> int:

@@ -87,10 +87,7 @@ def plan(
 
 
 def _plan(path: str | None, kind: str | None, arch: str | None, aiter: str | None, options: Options) -> Plan:
-    given = asked(os.environ, options.packs)
-    registry = load(given)
-    gates.check(given, registry.gates)
-    environ = options.over(given, registry)
+    registry, environ = options.applied(os.environ)
     found = detect(environ)
     platform = Platform(
         kind or found.kind,

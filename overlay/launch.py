@@ -15,7 +15,6 @@ from overlay.options import Options
 from overlay.plan import Plan, make_plan
 from overlay.platform import detect
 from overlay.records import dataclass
-from overlay.registry import load
 from overlay.say import say
 from overlay.source import installed_tree, launch_search_path
 
@@ -34,13 +33,11 @@ def prepare(
     arguments: Sequence[str], options: Options, environ: Mapping[str, str], *, heed_denylist: bool = True
 ) -> Prepared:
     """Everything short of starting `python ARGUMENTS...`. Raises OverlayError for whatever a user can cure."""
-    asked = gates.asked(environ, options.packs)
-    registry = load(asked)
-    gates.check(asked, registry.gates)
+    registry, merged = options.applied(environ)
     note = aiter_switch.note(environ)
     if note is not None:
         say(note)
-    streams = stream_environment.complete(options.over(asked, registry))
+    streams = stream_environment.complete(merged)
     for notice in streams.notices:
         say(notice)
     platform = detect(streams.environ)

@@ -26,6 +26,15 @@ def title(pid: int) -> str:
         return ""
 
 
+def stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third one, the state, on (proc(5)); None if there is no such process."""
+    try:
+        # The second field is a name in parentheses, and may hold blanks and parentheses itself.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
 def tell_who_waits(*, serving: bool) -> None:
     """Let nobody wait for this process, which is about to leave. `serving`: it is a scheduler that was built.
 
@@ -62,11 +71,8 @@ def _children(parent: int) -> set[int]:
 
 
 def _parent(pid: int) -> int | None:
-    try:
-        # The second field is a name in parentheses, and may hold blanks and parentheses itself.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
+    fields = stat(pid)
+    return None if fields is None else int(fields[1])
 
 
 def _signal(pid: int | None, number: signal.Signals) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from overlay import aiter_switch, gates
 from overlay.errors import UnknownPatchError
 from overlay.records import dataclass
-from overlay.registry import Registry
+from overlay.registry import Registry, load
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,13 @@ class Options:
     packs: tuple[str, ...] = ()
     shadow: int | None = None
     simulate: str | None = None
+
+    def applied(self, environ: Mapping[str, str]) -> tuple[Registry, dict[str, str]]:
+        """The patches of a launch in `environ`, and the environment that it plans by. Raises OverlayError."""
+        given = gates.asked(environ, self.packs)
+        registry = load(given)
+        gates.check(given, registry.gates)
+        return registry, self.over(given, registry)
 
     def over(self, environ: Mapping[str, str], registry: Registry) -> dict[str, str]:
         """`environ` with these options set in it; lists add to what is there. SGLANG_USE_AITER comes out as 1 or 0."""

@@ -172,8 +172,7 @@ class _Choice:
 
 def _platform_rules_out(patch: Patch, platform: Platform) -> Decision | None:
     if platform.kind not in patch.platforms:
-        found = "no torch was found" if platform.kind == "none" else f"this torch is built for {platform.kind}"
-        reason = f"for {' or '.join(sorted(patch.platforms))} only: {found}"
+        reason = f"for {' or '.join(sorted(patch.platforms))} only: {platform.torch}"
     elif patch.archs is not None and platform.arch not in patch.archs:
         reason = f"for {', '.join(sorted(patch.archs))} only: the GPU is {platform.arch or 'unknown'}"
     else:

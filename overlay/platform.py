@@ -35,6 +35,11 @@ class Platform:
             "simulated": self.simulated,
         }
 
+    @property
+    def torch(self) -> str:
+        """What there is of torch, as half a sentence."""
+        return "no torch was found" if self.kind == "none" else f"this torch is built for {self.kind}"
+
     def __str__(self) -> str:
         name = " ".join(filter(None, (self.kind, self.arch)))
         return f"{name} SIMULATED on CPU" if self.simulated else name

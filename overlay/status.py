@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from overlay import counters, gates, private_file
+from overlay import counters, gates, lineage, private_file
 from overlay.errors import OverlayError
 from overlay.status_schema import check
 
@@ -90,11 +90,8 @@ def _put(run_dir: Path, name: str, document: Mapping[str, object]) -> None:
 def started(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if there is no such process. Together with the pid it
     names one process for good, although pids are reused."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    fields = lineage.stat(pid)
+    return None if fields is None or fields[0] in "ZX" else int(fields[19])
 
 
 def machine() -> dict[str, str | None]:

@@ -90,10 +90,9 @@ def _on_rocm(plan: Plan) -> None:
     kind = plan.platform.kind
     if kind == "rocm":
         return
-    here = "no torch was found" if kind == "none" else f"this torch is built for {kind}"
     other = ", `--unplanned` runs them on the GPU at hand" if kind == "cuda" else ""
     raise OverlayError(
-        f"this is not ROCm, and no patch would be applied: {here}. Run `amd-sglang verify` where the server will run, "
-        "with a ROCm build of torch; `--simulate gfx942` runs the kernels in Triton's interpreter on tiny shapes"
-        f"{other}."
+        f"this is not ROCm, and no patch would be applied: {plan.platform.torch}. Run `amd-sglang verify` where the "
+        "server will run, with a ROCm build of torch; `--simulate gfx942` runs the kernels in Triton's interpreter on "
+        f"tiny shapes{other}."
     )

@@ -32,9 +32,7 @@ def start(request: Request, options: Options, environ: Mapping[str, str]) -> NoR
 def start_unplanned(request: Request, options: Options, environ: Mapping[str, str]) -> NoReturn:
     """Verify kernels on the GPU at hand, whoever made it, with any sglang or none. Raises like `start`."""
     check_plot(request.plot)
-    asked = gates.asked(environ, options.packs)
-    registry = load(asked)
-    gates.check(asked, registry.gates)
+    registry, merged = options.applied(environ)
     chosen = request.unplanned(registry)
-    ready = delivery.environment(denylist.without(options.over(asked, registry)))
+    ready = delivery.environment(denylist.without(merged))
     become([*delivery.interpreter(), *chosen.arguments()], ready)
